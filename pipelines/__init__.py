@@ -1,0 +1,1 @@
+"""The DAG, its targets, the local runner and the command line."""

@@ -1,0 +1,206 @@
+"""The `valor` command. Heavy libraries are imported in the commands that need them, so that --help is quick."""
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from valor.artifacts import full_disk_is_a_resource_error
+from valor.errors import UserError, ValorError
+
+_RECIPE_HELP = "RECIPE is a path, or the name of a built-in recipe such as `phantom` (see `valor recipes`)."
+
+
+class _Group(click.Group):
+    """Turns a ValorError, or what the system says of a path, into one line and an exit code."""
+
+    def invoke(self, context: click.Context) -> Any:
+        try:
+            with full_disk_is_a_resource_error(Path(".")), _refused_path_is_a_users_mistake():
+                return super().invoke(context)
+        except ValorError as error:
+            click.echo(f"valor: error: {error}", err=True)
+            context.exit(error.exit_code)
+
+
+@contextlib.contextmanager
+def _refused_path_is_a_users_mistake() -> Iterator[None]:
+    try:
+        yield
+    except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise UserError(f"{error.filename}: {error.strerror}; check the path and who may use it") from error
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="valor-rrg")
+def main() -> None:
+    """VALOR: train, evaluate and release a chest X-ray report generator as one pipeline.
+
+    \b
+    Exit codes: 2 a user's mistake, 3 data failed its checks, 4 the gate refused, 5 an outside service failed,
+    6 out of disk or memory, 7 a hash does not match, 8 a training guard stopped, 143 interrupted.
+    """
+
+
+def _recipe_arguments(command: Callable[..., Any]) -> Callable[..., Any]:
+    override = click.option(
+        "--set", "overrides", multiple=True, metavar="KEY=VALUE",
+        help="Override a recipe key, such as data.root=/data/mimic-cxr; repeatable, the value is YAML.",
+    )  # fmt: skip
+    return click.argument("recipe")(override(command))
+
+
+@main.command(epilog=_RECIPE_HELP)
+@_recipe_arguments
+def run(recipe: str, overrides: tuple[str, ...]) -> None:
+    """Run a recipe on this machine, reusing every task whose inputs, settings and code are unchanged.
+
+    \b
+    Examples:
+      valor run phantom
+      valor run iu_xray --set data.root=/data/openi
+      valor run my_recipe.yaml --set sft.trainer.max_steps=50 --set seed=7
+    """
+    from valor.recipe import load
+
+    loaded = load(recipe, overrides)
+    from pipelines.local import runner
+
+    sys.exit(runner.run(loaded))
+
+
+@main.command(name="compile", epilog=_RECIPE_HELP)
+@_recipe_arguments
+@click.option("--target", type=click.Choice(["kfp", "vertex"]), required=True, help="Where the pipeline will run.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True, help="A .yaml file.")
+@click.option("--image", default="", help="Container image of every task; default valor:<version>.")
+@click.option("--env", multiple=True, metavar="NAME=VALUE", help="Environment variable of every task; repeatable.")
+def compile_command(
+    recipe: str, overrides: tuple[str, ...], target: str, output: Path, image: str, env: tuple[str, ...]
+) -> None:
+    """Compile a recipe for a cluster; needs no torch, and the same recipe gives the same bytes.
+
+    \b
+    Examples:
+      valor compile phantom --target kfp -o phantom.yaml
+      valor compile phantom --target vertex -o phantom.yaml --image valor@sha256:1f0c... \\
+          --env VALOR_WORK_ROOT=gs://bucket/work --env MLFLOW_TRACKING_URI=https://mlflow.example
+    """
+    from valor.recipe import load
+
+    loaded = load(recipe, overrides)
+    from pipelines.compiling import compile_recipe
+
+    if output.suffix not in (".yaml", ".yml"):
+        raise click.UsageError(f"--output is {str(output)!r}, expected a name that ends in .yaml")
+    compile_recipe(loaded, target=target, output=output, image=image or _default_image(), env=_pairs(env))  # type: ignore[arg-type]
+    click.echo(f"{output}: pipeline {loaded.name} for {target}")
+
+
+@main.command()
+def recipes() -> None:
+    """List the built-in recipes.
+
+    \b
+    Example:
+      valor recipes
+    """
+    from valor.recipe import builtin_names, load
+
+    for name in builtin_names():
+        click.echo(f"{name:14} {load(name).description}")
+
+
+@main.command(epilog=_RECIPE_HELP)
+@_recipe_arguments
+@click.option("--show", is_flag=True, help="Print the resolved recipe as YAML.")
+def check(recipe: str, overrides: tuple[str, ...], show: bool) -> None:
+    """Check a recipe without running anything.
+
+    \b
+    Examples:
+      valor check my_recipe.yaml
+      valor check phantom --set sft.trainer.learning_rate=1e-4 --show
+    """
+    from valor.recipe import load
+
+    loaded = load(recipe, overrides)
+    if show:
+        import yaml
+
+        click.echo(yaml.safe_dump(loaded.model_dump(mode="json"), sort_keys=False), nl=False)
+    else:
+        click.echo(f"{recipe}: a valid recipe named {loaded.name}")
+
+
+@main.command()
+@click.argument("out", type=click.Path(path_type=Path, file_okay=False))
+@click.option("-n", "--studies", default=20, show_default=True, help="How many studies to draw.")
+@click.option("--seed", default=1, show_default=True, help="Other seeds share no subject.")
+def phantom(out: Path, studies: int, seed: int) -> None:
+    """Draw phantom studies as DICOM and reports in MIMIC-CXR's layout, with truth and masks beside them.
+
+    \b
+    Examples:
+      valor phantom /tmp/phantom -n 50 --seed 3
+      valor run phantom --set data.root=/tmp/phantom/data --set data.annotations_root=/tmp/phantom/annotations \\
+          --set data.public=true
+    """
+    from pipelines.phantoms import write_phantom
+
+    root, truth = write_phantom(out, studies=studies, seed=seed)
+    click.echo(f"{studies} studies: --set data.root={root} --set data.annotations_root={truth} --set data.public=true")
+
+
+@main.command()
+@click.argument("version", metavar="NAME/VERSION")
+def lineage(version: str) -> None:
+    """Print what made a model version, from the version back to the data's digest.
+
+    \b
+    Example:
+      valor lineage valor-phantom/1
+    """
+    name, slash, number = version.rpartition("/")
+    if not slash or not name or not number:
+        raise UserError(f"{version}: expected NAME/VERSION, such as valor/1")
+    from valor.tracking import lineage as tracking_lineage
+
+    found = tracking_lineage.chain(name, number)
+    click.echo(tracking_lineage.render(found))
+    found.require_agreement()
+
+
+@main.command()
+@click.option("--port", default=5000, show_default=True, help="Port on this machine.")
+def ui(port: int) -> None:
+    """Open MLflow on this home's runs and models (Ctrl-C ends it).
+
+    \b
+    Examples:
+      valor ui
+      VALOR_HOME=/data/valor valor ui --port 5001
+    """
+    from pipelines.local.ui import serve
+
+    sys.exit(serve(port=port))
+
+
+def _default_image() -> str:
+    import importlib.metadata
+
+    return f"valor:{importlib.metadata.version('valor-rrg')}"
+
+
+def _pairs(pairs: tuple[str, ...]) -> dict[str, str]:
+    for pair in pairs:
+        if "=" not in pair:
+            raise click.UsageError(f"--env {pair}: expected NAME=VALUE")
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""Compile a recipe's DAG for a target. Needs kfp, never torch; the same recipe gives the same bytes."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from valor.recipe import Recipe
+
+Target = Literal["local", "kfp", "vertex"]
+
+
+def compile_recipe(
+    recipe: Recipe, *, target: Target, output: Path, image: str = "", env: Mapping[str, str] | None = None
+) -> None:
+    """Write the compiled pipeline.
+
+    Args:
+        recipe: gives the parameters' defaults and the tasks' resources.
+        target: `local` (images are code digests, no resources), `kfp` (Kubernetes settings, two YAML documents) or
+            `vertex` (one document, accelerators by Vertex AI's names).
+        output: a .yaml path; its folder is made.
+        image: the container image of every task; unused for `local`.
+        env: environment variables of every task, such as MLFLOW_TRACKING_URI.
+    """
+    from kfp import compiler
+
+    from pipelines.dag import build
+    from pipelines.targets import dresser
+
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        # KFP warns of its own future defaults; nothing that a recipe's author could act on.
+        warnings.simplefilter("ignore", FutureWarning)
+        dress = dresser(recipe, target=target, image=image, env=env or {})
+        pipeline = build(recipe, dress=dress, serial=target == "local")
+        compiler.Compiler().compile(pipeline, str(output))

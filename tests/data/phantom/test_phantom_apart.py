@@ -1,0 +1,32 @@
+"""Nothing that learns or scores may know the phantom's grammar, truth or drawing."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import valor
+
+ROOT = Path(valor.__file__).parent
+FORBIDDEN = ("rewards", "metrics", "clinical", "training", "evaluation", "serving")
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_phantom_in_what_learns_or_scores(package):
+    files = sorted((ROOT / package).glob("**/*.py"))
+    assert files
+    assert not [path.name for path in files if any("data.phantom" in name for name in imports(path))]
+
+
+def test_the_check_sees_an_import():
+    assert any("data.phantom" in name for name in imports(Path(__file__).with_name("test_phantom_keys.py")))

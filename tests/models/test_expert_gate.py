@@ -1,0 +1,85 @@
+"""The gate on a real, untrained dual encoder: the images' embeddings are made of its own statements."""
+
+import pytest
+import torch
+
+from valor.clinical.vocabulary import OBSERVATIONS
+from valor.models import expert_gate
+from valor.models.statements import Statements, absent, present
+from valor.recipe import ExpertGate
+
+EFFUSION, EDEMA = "Pleural Effusion", "Edema"
+REPORTS = [
+    "FINDINGS: There is a left pleural effusion. No edema.",
+    "FINDINGS: There is a right pleural effusion. No edema.",
+    "FINDINGS: No pleural effusion. There is pulmonary edema.",
+    "FINDINGS: No pleural effusion. No edema.",
+] * 10
+
+
+@pytest.fixture
+def images(expert):
+    """Images whose cosines with the statements say what their report says."""
+
+    def direction(finding):
+        return expert.embed_texts(present(finding)).mean(0) - expert.embed_texts(absent(finding)).mean(0)
+
+    left, right = expert.embed_texts(["There is a left pleural effusion.", "There is a right pleural effusion."])
+    directions = torch.stack([direction(EFFUSION), direction(EDEMA), left - right])
+    wanted = []
+    for report in REPORTS:
+        is_left, is_right = "a left" in report, "a right" in report
+        wanted.append([2 * (is_left or is_right) - 1, 2 * ("is pulmonary edema" in report) - 1, is_left - is_right])
+    noise = 0.05 * torch.randn(len(REPORTS), 3, generator=torch.Generator().manual_seed(0))
+    rows = (torch.tensor(wanted) + noise) @ torch.linalg.pinv(directions).T
+    return torch.nn.functional.normalize(rows, dim=1)
+
+
+def test_an_expert_that_sees_passes_and_is_calibrated(expert, images):
+    gate = expert_gate.measure(expert, images, REPORTS, ExpertGate(min_negation=0.5))
+    row = gate["findings"][EFFUSION]
+    assert row["positives"] == 20
+    assert row["auc"] > 0.95
+    assert row["deletion"] > 0.9
+    assert row["side_swap"] > 0.9
+    assert EFFUSION not in gate["masked"]
+    statements = Statements(expert_gate.Margins(expert), gate["calibration"], masked=gate["masked"])
+    p = statements.probability(images)[:, OBSERVATIONS.index(EFFUSION)]
+    assert p[:2].min() > 0.5 > p[2:4].max()
+    assert float(p.mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_an_expert_that_sees_the_opposite_is_masked_and_named(expert, images):
+    gate = expert_gate.measure(expert, -images, REPORTS, ExpertGate())
+    assert gate["findings"][EFFUSION]["auc"] < 0.05
+    assert EFFUSION in gate["masked"]
+    assert "auc 0.0" in gate["findings"][EFFUSION]["masked"]
+    assert "auc 0.0" in expert_gate.show(gate)
+
+
+def test_an_expert_that_sees_noise_is_masked(expert):
+    noise = torch.randn(len(REPORTS), 32, generator=torch.Generator().manual_seed(1))
+    gate = expert_gate.measure(expert, torch.nn.functional.normalize(noise, dim=1), REPORTS, ExpertGate())
+    assert {EFFUSION, EDEMA} <= set(gate["masked"])
+
+
+def test_a_finding_without_cases_is_masked(expert, images):
+    gate = expert_gate.measure(expert, images, REPORTS, ExpertGate())
+    assert gate["findings"]["Fracture"]["masked"] == "too few cases"
+    assert "Fracture" not in gate["calibration"]
+
+
+def test_a_failed_side_swap_masks_the_side_alone(expert, images):
+    thresholds = ExpertGate(min_negation=0).model_copy(update={"min_side_swap": 1.01})
+    gate = expert_gate.measure(expert, images, REPORTS, thresholds)
+    assert EFFUSION not in gate["masked"]
+    assert EFFUSION in gate["masked_sides"]
+    assert "side" not in gate["calibration"][EFFUSION]
+
+
+def test_its_numbers_reach_the_stages_metrics(expert, images):
+    gate = expert_gate.measure(expert, images, REPORTS, ExpertGate())
+    values = expert_gate.metrics(gate)
+    assert values["expert_masked_findings"] == len(gate["masked"])
+    assert values["expert_macro_auc"] > 0.9
+    assert 0 <= values["expert_deletion_paper"] <= 1

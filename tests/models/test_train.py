@@ -1,0 +1,116 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from valor import artifacts
+from valor.errors import IntegrityError, Interrupted, ResourceError
+from valor.models import train
+
+
+def _settings(**expert):
+    small = {"image_px": 24, "patch_px": 12, "vision_width": 32, "vision_layers": 1, "text_width": 32, "text_layers": 1}
+    return {"phantom_expert": {**small, "vocab": 300, **expert}}
+
+
+def test_a_childs_user_error_comes_through_with_its_exit_code(tmp_path):
+    jobs = {"expert": (_settings(seed=-1, subjects=8, steps=2), tmp_path / "expert")}
+    with pytest.raises(train.ValorError) as error:
+        train.train_phantoms(jobs, work=tmp_path, done=lambda kind: None)
+    assert error.value.exit_code == 2
+    assert "seed" in str(error.value)
+    assert not (tmp_path / "expert").exists()
+
+
+def test_exit_statuses_become_errors(tmp_path):
+    train._check("base", 0, tmp_path)
+    with pytest.raises(ResourceError, match="killed by signal 9"):
+        train._check("base", -9, tmp_path)
+    (tmp_path / "base.job.error").write_text("x: altered", encoding="utf-8")
+    with pytest.raises(IntegrityError, match="x: altered"):
+        train._check("base", 7, tmp_path)
+
+
+PARENT = """
+import json, sys
+from pathlib import Path
+from valor.errors import ValorError
+from valor.models.train import train_phantoms
+work, settings = Path(sys.argv[1]), json.loads(sys.argv[2])
+try:
+    train_phantoms({kind: (settings, work / kind) for kind in ("base", "expert")}, work=work, done=print)
+except ValorError as error:
+    sys.exit(error.exit_code)
+"""
+
+
+def _alive(pid: int) -> bool:
+    """Tell whether a process runs; one that ended and was not collected does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def _wait_until(condition, *, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="finds the children through /proc")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
+def test_the_children_end_with_their_parent(tmp_path, number, code):
+    settings = artifacts.canonical_json(_settings(subjects=100_000) | {"phantom_base": {"subjects": 100_000}})
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), settings])
+    listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    _wait_until(lambda: len(listed.read_text().split()) == 2)
+    children = [int(pid) for pid in listed.read_text().split()]
+    # Long enough to get into the drawing of subjects, which would take many minutes.
+    time.sleep(3)
+    assert all(_alive(pid) for pid in children)
+    parent.send_signal(number)
+    assert parent.wait(30) == code
+    _wait_until(lambda: not any(_alive(pid) for pid in children))
+    if number == signal.SIGTERM:
+        assert list(tmp_path.iterdir()) == []
+
+
+def test_a_job_of_a_parent_that_is_gone_ends_at_once_and_one_of_this_process_is_trained(tmp_path):
+    settings = {"phantom_base": {**_settings()["phantom_expert"], "subjects": 8, "tower_steps": 1, "language_steps": 1}}
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    job = {"kind": "base", "settings": settings, "path": str(tmp_path / "orphan"), "leads": False, "parent": gone.pid}
+    artifacts.write_json(tmp_path / "job.json", job)
+    orphan = subprocess.run([sys.executable, "-m", "valor.models.train", str(tmp_path / "job.json")])
+    assert orphan.returncode == 143
+    assert [path.name for path in tmp_path.iterdir()] == ["job.json"]
+    finished = []
+    work = tmp_path / "work"
+    work.mkdir()
+    train.train_phantoms({"base": (settings, tmp_path / "base")}, work=work, done=finished.append)
+    assert finished == ["base"]
+    artifacts.load_checkpoint_info(tmp_path / "base")
+    assert not any(work.iterdir())
+
+
+def test_sigterm_interrupts_while_training_and_is_handled_as_before_afterwards(tmp_path):
+    def as_before(*_: object) -> None: ...
+
+    saved = signal.signal(signal.SIGTERM, as_before)
+    try:
+        with pytest.raises(Interrupted), train._sigterm_interrupts():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert signal.getsignal(signal.SIGTERM) is as_before
+        # Only the main thread may listen; another trains all the same.
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(train.train_phantoms, {}, work=tmp_path, done=print).result()
+        assert signal.getsignal(signal.SIGTERM) is as_before
+    finally:
+        signal.signal(signal.SIGTERM, saved)

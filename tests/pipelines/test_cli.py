@@ -1,0 +1,185 @@
+import errno
+import json
+import time
+
+import pytest
+from click.testing import CliRunner
+
+from pipelines.cli import main
+from valor import recipe
+from valor.errors import UserError
+from valor.recipe import builtin_names, load
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(main, arguments)
+
+
+@pytest.mark.parametrize("name", ["", *main.commands])
+def test_help_of_each_command_has_examples(name):
+    result = invoke(*([name] if name else []), "--help")
+    assert result.exit_code == 0
+    assert not name or "Example" in result.output
+
+
+def test_help_is_quick_and_loads_nothing_heavy(valor):
+    start = time.monotonic()
+    assert valor("--help").returncode == 0
+    assert time.monotonic() - start < 3.0  # under 0.1 s alone; the tests' workers share the cores
+
+
+def test_unknown_recipe_key_is_one_line_and_exit_code_2(valor):
+    result = valor("check", "phantom", "--set", "sft.lerning_rate=1")
+    assert result.returncode == 2
+    assert result.stderr.count("\n") == 1
+    assert "lerning_rate" in result.stderr
+
+
+def test_unknown_trainer_field_is_named_with_its_neighbour():
+    result = invoke("check", "phantom", "--set", "sft.trainer.learning_rat=1e-4")
+    assert result.exit_code == 2
+    assert "learning_rate" in result.output
+
+
+@pytest.mark.parametrize(
+    ("wrong", "lawful"),
+    [
+        ("predict.max_studies=-1", "predict.max_studies=0"),
+        ("predict.batch_size=0", "predict.batch_size=1"),
+        ("predict.max_new_tokens=0", "predict.max_new_tokens=1"),
+        ("sft.max_new_tokens=-5", "sft.max_new_tokens=1"),
+        ("grpo_text.rewards=[]", "grpo_text.rewards=[{name: gleu_reward}]"),
+        ("grpo_vision.tolerance=-0.01", "grpo_vision.tolerance=0"),
+        ("evaluation.confidence=1", "evaluation.confidence=0.9"),
+        ("evaluation.confidence=0", "evaluation.confidence=0.5"),
+        ("evaluation.bootstrap_samples=0", "evaluation.bootstrap_samples=1"),
+        ("evaluation.page_studies=-1", "evaluation.page_studies=0"),
+        ("data.split_fractions=[0.9, 0.2, 0.1]", "data.split_fractions=[0.6, 0.3, 0.1]"),
+        ("data.split_fractions=[1.1, -0.2, 0.1]", "data.split_fractions=[1, 0, 0]"),
+        ("data.split_fractions=[.nan, 0.5, 0.5]", "data.split_fractions=[0.3333333, 0.3333333, 0.3333333]"),
+        ("data.phantom.noise.omission=1.5", "data.phantom.noise.omission=1"),
+        ("data.phantom.image_px=0", "data.phantom.image_px=64"),
+        ("data.checks.max_quarantined_fraction=-0.1", "data.checks.max_quarantined_fraction=0"),
+        ("data.checks.min_studies=-1", "data.checks.min_studies=0"),
+        ("models.phantom_base.tower_steps=0", "models.phantom_base.tower_steps=1"),
+        ("models.phantom_expert.steps=1", "models.phantom_expert.steps=2"),
+        ("models.phantom_expert.text_width=-32", "models.phantom_expert.text_width=32"),
+        ("models.expert_gate.min_auc=1.2", "models.expert_gate.min_auc=1"),
+    ],
+)
+def test_an_impossible_number_is_one_line_that_names_it_and_its_neighbour_passes(wrong, lawful):
+    assert load("phantom", [lawful])
+    with pytest.raises(UserError, match=wrong.partition("=")[0].replace(".", r"\.")) as caught:
+        load("phantom", [wrong])
+    assert "\n" not in str(caught.value)
+    assert "phantom: " in str(caught.value)
+
+
+def test_every_builtin_recipe_is_listed_and_valid():
+    listed = invoke("recipes").output
+    for name in builtin_names():
+        assert name in listed
+        assert invoke("check", name).exit_code == 0
+
+
+def test_check_shows_the_resolved_recipe():
+    shown = invoke("check", "phantom", "--set", "seed=7", "--show").output
+    assert "seed: 7" in shown
+
+
+@pytest.mark.parametrize("key", ["publish_text", "evaluation.publish_text", "registry.publish_text"])
+def test_text_of_a_source_is_published_only_where_its_owner_allows_it(key):
+    nothing = ["--set", "publish_text=false", "--set", "evaluation.publish_text=false"]
+    place = ["--set", "data.root=/data/x"]
+    refused = invoke("check", "phantom", *nothing, *place, "--set", f"{key}=true")
+    assert refused.exit_code == 2
+    assert key in refused.stderr
+    assert "data.public: true" in refused.stderr
+    assert (
+        invoke("check", "phantom", *nothing, *place, "--set", f"{key}=true", "--set", "data.public=true").exit_code == 0
+    )
+    assert invoke("check", "phantom", *nothing, *place).exit_code == 0
+    assert invoke("check", "phantom", *nothing, "--set", f"{key}=true").exit_code == 0, "phantoms are nobody's"
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "says"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/x/y"), 6, "/x/y: no space left"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/x/y"), 6, "/x/y: no space left"),
+        (OSError(errno.EACCES, "Permission denied", "/x/y"), 2, "/x/y: Permission denied"),
+        (OSError(errno.ENOENT, "No such file or directory", "/x/y"), 2, "/x/y: No such file"),
+        (OSError(errno.EISDIR, "Is a directory", "/x/y"), 2, "/x/y: Is a directory"),
+    ],
+)
+def test_what_the_system_says_of_a_path_is_one_line(monkeypatch, error, exit_code, says):
+    def refuse():
+        raise error
+
+    monkeypatch.setattr(recipe, "builtin_names", refuse)
+    result = invoke("recipes")
+    assert result.exit_code == exit_code
+    assert result.stderr.startswith(f"valor: error: {says}")
+    assert result.stderr.count("\n") == 1
+
+
+def test_another_error_of_the_system_is_not_explained_away(monkeypatch):
+    monkeypatch.setattr(recipe, "builtin_names", lambda: (_ for _ in ()).throw(OSError(errno.EIO, "I/O error", "/x")))
+    assert isinstance(invoke("recipes").exception, OSError)
+
+
+def test_output_that_is_no_yaml_is_a_usage_error(tmp_path):
+    result = invoke("compile", "phantom", "--target", "kfp", "-o", str(tmp_path / "x.json"))
+    assert result.exit_code == 2
+    assert ".yaml" in result.output
+
+
+def test_lineage_of_a_malformed_version_is_exit_code_2():
+    result = invoke("lineage", "valor-phantom")
+    assert result.exit_code == 2
+    assert "NAME/VERSION" in result.output
+
+
+def test_phantom_writes_a_root_that_the_adapter_reads(tmp_path):
+    result = invoke("phantom", str(tmp_path / "p"), "-n", "3")
+    assert result.exit_code == 0, result.output
+    assert len(list((tmp_path / "p" / "data").rglob("*.dcm"))) >= 3
+    assert (tmp_path / "p" / "annotations" / "truth.parquet").exists()
+    assert invoke("phantom", str(tmp_path / "p"), "-n", "3").exit_code == 2, "a folder in use is refused"
+
+
+def test_stage_by_hand_prints_its_values_and_fails_with_its_code(tmp_path, capfd, monkeypatch):
+    from valor.__main__ import main as stage
+
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path))
+    monkeypatch.setenv("VALOR_TRACKING", "off")
+    settings = json.dumps({"phantom": {"train": 3, "val": 1, "test": 1}, "shards": 1})
+    places = ["--value", "annotations_root=", "--value", "model_name=m"]
+    assert stage(["preflight", "--settings", settings, "--value", "root=phantom", *places]) == 0
+    assert '"count"' in capfd.readouterr().out
+    assert stage(["preflight", "--settings", settings, "--value", f"root={tmp_path}/none", *places]) == 2
+    assert "valor: error:" in capfd.readouterr().err
+
+
+GATE = ["gate", "--input", "evaluation=e", "--output", "verdict=x", "--value", "champion_digest="]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["gate", "--output", "verdict=x"], "gate: lacks evaluation, champion_digest; it takes evaluation, verdict"),
+        ([*GATE, "--value", "v=1"], "gate: does not take v; it takes"),
+        ([*GATE, "--input", "context=c"], "gate: does not take context; it takes"),
+        ([*GATE, "--value", "verdict=y"], "gate: takes only once verdict; it takes"),
+        (["finalize", "--input", "anything=e"], "finalize: lacks summary; it takes summary"),
+    ],
+)
+def test_a_stage_by_hand_with_wrong_names_ends_before_it_starts(arguments, words, tmp_path, capfd, monkeypatch):
+    from valor.__main__ import main as stage
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path / "home"))
+    assert stage(arguments) == 2
+    assert f"valor: error: {words}" in capfd.readouterr().err
+    assert not (tmp_path / "home" / "mlflow.db").exists()
+    assert not (tmp_path / "x").exists()

@@ -1,0 +1,214 @@
+"""Each stage-1 reward against the opposite of what it claims to see."""
+
+import random
+import time
+
+import pytest
+
+from valor.errors import UserError
+from valor.recipe import GrpoTextSettings, TextReward
+from valor.rewards.text import KNOWN, RUNAWAY, SHORT, build, completion_text, is_report
+
+REPORTS = (
+    "FINDINGS: The heart is mildly enlarged. Small left pleural effusion with left basilar atelectasis. "
+    "No pneumothorax. IMPRESSION: Small left pleural effusion and atelectasis.",
+    "FINDINGS: Heart size is normal. Right upper lobe consolidation. No pleural effusion or pneumothorax. "
+    "A right PICC is in place. IMPRESSION: Right upper lobe consolidation, likely pneumonia.",
+    "FINDINGS: Moderate right apical pneumothorax. Displaced left rib fracture. No effusion. IMPRESSION: Pneumothorax.",
+)
+NORMAL = "FINDINGS: Heart size is normal. Lungs are clear. No effusion or pneumothorax. IMPRESSION: No acute disease."
+RANGE = {
+    "clinical_agreement_reward": (-1.0, 1.0),
+    "gleu_reward": (0.0, 1.0),
+    "length_reward": (0.0, 1.0),
+    "repetition_reward": (0.0, 1.0),
+}
+NOISE = " ".join(
+    random.Random(0).choices(
+        ["effusion", "left", "the", "blip", "lung", "zork", "of", "no", "opacity", "right"], k=2000
+    )
+)
+
+
+def flip_negations(text):
+    return (
+        text.replace("No pleural effusion or pneumothorax", "Pleural effusion and pneumothorax")
+        .replace("No pneumothorax", "Pneumothorax")
+        .replace("No effusion", "Effusion")
+    )
+
+
+def swap_sides(text):
+    for a, b in (("left", "right"), ("Left", "Right")):
+        text = text.replace(a, "\0").replace(b, a).replace("\0", b)
+    return text
+
+
+OPPOSITES = {
+    "negations flipped": flip_negations,
+    "sides swapped": swap_sides,
+    "finding dropped": lambda text: text[: text.index("IMPRESSION")].replace("pleural effusion with left basilar ", "")
+    .replace("Right upper lobe consolidation. ", "").replace("Moderate right apical pneumothorax. ", ""),
+    "finding invented": lambda text: text + " Widened mediastinum and pulmonary edema.",
+    "another patient": lambda text: REPORTS[(REPORTS.index(text) + 1) % len(REPORTS)],
+    "declared normal": lambda text: NORMAL,
+    "repeated": lambda text: " ".join([text] * 3),
+    "empty": lambda text: "",
+    "noise": lambda text: NOISE,
+}  # fmt: skip
+ALL = set(OPPOSITES)
+SEES = {
+    "clinical_agreement_reward": ALL - {"repeated"},
+    "gleu_reward": ALL,
+    "length_reward": {"repeated", "empty", "noise"},
+    "repetition_reward": {"repeated", "empty", "noise"},
+}
+
+
+def score(name, candidate, reference, **kwargs):
+    (function,), _ = build([TextReward(name=name)])
+    return function([candidate], [reference], **kwargs)[0]
+
+
+@pytest.mark.parametrize("reference", REPORTS)
+@pytest.mark.parametrize(("name", "opposite"), [(n, o) for n in sorted(SEES) for o in sorted(SEES[n])])
+def test_the_true_report_scores_higher_than_its_opposite(name, opposite, reference):
+    wrong = OPPOSITES[opposite](reference)
+    assert wrong != reference
+    assert score(name, reference, reference) > score(name, wrong, reference)
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_bounds_and_the_worst(name):
+    low, high = RANGE[name]
+    for reference in (*REPORTS, NORMAL, ""):
+        values = {o: score(name, OPPOSITES[o](r), reference) for o in OPPOSITES for r in REPORTS}
+        assert all(low <= v <= high for v in values.values())
+    for reference in (*REPORTS, NORMAL):
+        assert score(name, reference, reference) == pytest.approx(high)
+        for nothing in ("", "  \n", NOISE, "XXXX ...", " ".join(["No effusion."] * 1000)):
+            assert score(name, nothing, reference) == low
+
+
+def test_clinical_prices():
+    reference = REPORTS[0]
+
+    def of(candidate):
+        return score("clinical_agreement_reward", candidate, reference)
+
+    effusion = "Small left pleural effusion."
+    assert of(effusion) > of("Small pleural effusion.") > of("Small right pleural effusion.")
+    assert of(effusion) > of("Possible left pleural effusion.") > of("No effusion.")
+    assert of(effusion) > of(f"{effusion} Rib fracture.") > of(f"{effusion} Rib fracture. Pulmonary edema.")
+    assert of("Left basilar atelectasis.") > of("Left upper lobe atelectasis.")
+    # A paraphrase states the same; silence and a foreign text state nothing.
+    paraphrase = (
+        "Mild cardiomegaly. There is a small effusion on the left, with atelectasis at the left base. No pneumothorax."
+    )
+    assert of(paraphrase) == pytest.approx(1.0)
+    assert of("The patient was examined upright.") == -1.0
+
+
+def test_asserting_everything_does_not_pay():
+    everything = (
+        "Cardiomegaly. Widened mediastinum. Bilateral opacities. Nodule. Edema. Consolidation. Pneumonia. Atelectasis. "
+        "Pneumothorax. Pleural effusion. Pleural thickening. Fracture. Pacemaker."
+    )
+    partial = "Small left pleural effusion. No pneumothorax."
+    for reference in REPORTS:
+        assert score("clinical_agreement_reward", everything, reference) < 0.2
+    assert score("clinical_agreement_reward", everything, REPORTS[0]) < score(
+        "clinical_agreement_reward", partial, REPORTS[0]
+    )
+
+
+def test_normal_reference_pays_for_normal_and_not_for_silence():
+    assert score("clinical_agreement_reward", NORMAL, NORMAL) == 1.0
+    one = score("clinical_agreement_reward", NORMAL + " Small left effusion.", NORMAL)
+    two = score("clinical_agreement_reward", NORMAL + " Small left effusion. Fracture.", NORMAL)
+    assert 1.0 > one > two > -1.0
+
+
+def test_length_bounds():
+    reference = "one two three four five six seven eight nine ten"
+    lengths = {n: score("length_reward", " ".join(["word"] * n), reference) for n in (3, 6, 10, 15, 20, 30)}
+    assert lengths == pytest.approx({3: 0.5, 6: 1, 10: 1, 15: 1, 20: 2 - 20 / 15, 30: 0})
+
+
+def test_a_repeating_reference_is_its_own_measure():
+    twice = "No acute disease. Lungs are clear. No acute disease."
+    assert score("repetition_reward", twice, twice) == 1.0
+    assert score("repetition_reward", twice, "Lungs are clear. No acute disease today.") < 1.0
+
+
+@pytest.mark.parametrize("name", sorted(KNOWN))
+def test_truncated_completions_score_worst(name):
+    low, high = RANGE[name]
+    (function,), _ = build([TextReward(name=name)], max_new_tokens=3, eos_token_ids=[2])
+    two = [REPORTS[0], REPORTS[0]]
+    assert function(two, two, truncated=[True, False]) == [low, high]
+    assert function(two, two, completion_ids=[[5, 6, 7], [5, 6, 2]]) == [low, high]
+    assert function(two, two, completion_ids=[[5, 6], [5, 2]]) == [high, high]
+    assert function(two, two) == [high, high]
+
+
+def test_build_names_weights_and_signature():
+    functions, weights = build([*GrpoTextSettings().rewards, TextReward(name="gleu_reward", weight=2.0)])
+    names = [f.__name__ for f in functions]
+    assert len(set(names)) == len(names) == 5
+    assert names[-1] == "gleu_reward_2"
+    assert weights == [1.0, 0.3, 0.2, 0.2, 2.0]
+    chat = [[{"role": "assistant", "content": [{"type": "text", "text": NORMAL}]}]]
+    for function in functions:
+        plain = function(prompts=["p"], completions=[NORMAL], reference=[NORMAL], trainer_state=None)
+        assert plain == function(chat, [NORMAL]) == function([NORMAL], [NORMAL])
+        assert all(type(value) is float for value in plain)
+
+
+def test_completion_text():
+    assert completion_text("a") == "a"
+    assert completion_text([{"role": "assistant", "content": "a"}]) == "a"
+    assert completion_text([]) == ""
+
+
+def test_is_report():
+    assert is_report(NORMAL, NORMAL)
+    assert is_report(" ".join(["word"] * RUNAWAY * SHORT), "short")
+    assert not is_report(" ".join(["word"] * (RUNAWAY * SHORT + 1)), "short")
+
+
+@pytest.mark.parametrize(
+    ("reward", "message"),
+    [
+        (TextReward(name="blue_reward"), "known are clinical_agreement_reward, gleu_reward"),
+        (TextReward(name="gleu_reward", options={"n": 2}), "unknown option; gleu_reward has no options"),
+        (TextReward(name="length_reward", options={"lo": 2}), "length_reward has low, high"),
+        (TextReward(name="length_reward", options={"low": 2, "high": 1}), "expected 0 < low <= high"),
+        (TextReward(name="clinical_agreement_reward", options={"omission": -1}), "expected 0 or more"),
+        (TextReward(name="clinical_agreement_reward", options={"true_positive": 0}), "expected more"),
+        (TextReward(name="clinical_agreement_reward", options={"side": float("nan")}), "expected 0 or more"),
+    ],
+)
+def test_a_wrong_recipe_is_a_users_mistake(reward, message):
+    with pytest.raises(UserError, match=message):
+        build([reward])
+
+
+def test_options_change_the_price():
+    wrong = REPORTS[0] + " Rib fracture."
+    dear = TextReward(name="clinical_agreement_reward", options={"invention": 6.0})
+    (cheap_reward, dear_reward), _ = build([TextReward(name="clinical_agreement_reward"), dear])
+    assert dear_reward([wrong], [REPORTS[0]]) < cheap_reward([wrong], [REPORTS[0]])
+
+
+def test_speed_of_the_clinical_reward():
+    """Candidates of a group share sentences, as samples of one model do."""
+    rng = random.Random(1)
+    sentences = [s.strip() + "." for report in (*REPORTS, NORMAL) for s in report.split(".") if s.strip()]
+    candidates = [" ".join(rng.sample(sentences, 6)) for _ in range(2000)]
+    references = [REPORTS[i % 3] for i in range(2000)]
+    (function,), _ = build([TextReward(name="clinical_agreement_reward")])
+    start = time.process_time()
+    function(candidates, references)
+    # Measured above 10,000 a second on one core; the floor leaves room for a slow, busy one.
+    assert len(candidates) / (time.process_time() - start) > 2000

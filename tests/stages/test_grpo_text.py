@@ -1,0 +1,76 @@
+"""The grpo_text stage, end to end on a tiny LLaVA."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from killing import survives_a_kill
+from tiny_llava import world
+
+from valor import artifacts
+from valor.context import Context
+from valor.errors import UserError
+from valor.recipe import GrpoTextSettings
+from valor.stages.grpo_text import grpo_text
+
+SIZE = {
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_generations": 4,
+    "learning_rate": 1e-3,
+}
+
+
+def settings(**trainer) -> GrpoTextSettings:
+    return GrpoTextSettings(max_new_tokens=24, trainer={"max_steps": 4, **SIZE, **trainer})
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("text") / "checkpoint"
+    context = Context(work_root=str(path.with_name("work")))
+    result = grpo_text(settings(), dataset=world().dataset, parent=world().parent, checkpoint=path, context=context)
+    return path, dict(result.metrics)
+
+
+def test_language_model_and_projector_learn_and_the_tower_does_not(trained):
+    path, _ = trained
+    before, after = load_file(world().parent / "model.safetensors"), load_file(path / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert any("multi_modal_projector" in name for name in changed)
+    assert any("language_model" in name for name in changed)
+    assert not [name for name in changed if "vision_tower" in name]
+
+
+def test_every_reward_is_logged_by_name_and_the_algorithm_recorded(trained):
+    path, metrics = trained
+    info = artifacts.load_checkpoint_info(path)
+    for reward in GrpoTextSettings().rewards:
+        assert f"rewards/{reward.name}/mean" in info["history"][0]
+        assert f"rewards/{reward.name}_last" in metrics
+    assert any(line["reward_std"] > 0 for line in info["history"])
+    assert (info["trainer"]["loss_type"], info["trainer"]["beta"]) == ("grpo", 0.0)
+    assert info["trainer"]["reward_weights"] == [reward.weight for reward in GrpoTextSettings().rewards]
+
+
+def test_generations_that_do_not_divide_the_batch(tmp_path):
+    with pytest.raises(UserError, match="divisible by num_generations") as caught:
+        grpo_text(
+            settings(num_generations=3), dataset=world().dataset, parent=world().parent,
+            checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
+        )  # fmt: skip
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", [{}, {"num_iterations": 2, "save_steps": 3}])
+def test_survives_sigkill(tmp_path, trainer):
+    chosen = settings(max_steps=30, **trainer)
+    metrics = survives_a_kill(
+        grpo_text, chosen, tmp_path=tmp_path, seed=2, dataset=world().dataset, parent=world().parent
+    )
+    assert metrics["resumed_from_step"] % chosen.trainer.get("num_iterations", 1) == 0

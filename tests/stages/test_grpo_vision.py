@@ -1,0 +1,84 @@
+"""The grpo_vision stage, end to end on a tiny LLaVA and a tiny CLIP."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from killing import survives_a_kill
+from tiny_llava import world
+
+from valor import artifacts
+from valor.context import Context
+from valor.recipe import GrpoVisionSettings
+from valor.stages.grpo_vision import grpo_vision
+from valor.training.trainers import RankGRPOTrainer
+
+SIZE = {
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 1,
+    "num_generations": 4,
+    "learning_rate": 1e-2,
+}
+
+
+def settings(**trainer) -> GrpoVisionSettings:
+    return GrpoVisionSettings(
+        similarity="paper", tolerance=1e-4, max_new_tokens=24, trainer={"max_steps": 4, **SIZE, **trainer}
+    )
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("vision") / "checkpoint"
+    optimizers = []
+    train = RankGRPOTrainer.train
+
+    def watched(self, *args, **kwargs):
+        result = train(self, *args, **kwargs)
+        optimizers.append(self.optimizer.state_dict())
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RankGRPOTrainer, "train", watched)
+        context = Context(work_root=str(path.with_name("work")))
+        grpo_vision(
+            settings(), dataset=world().dataset, parent=world().parent, expert=world().expert, checkpoint=path,
+            context=context,
+        )  # fmt: skip
+    return path, optimizers[0]
+
+
+def test_the_projector_changes_and_no_other_tensor_by_a_bit(trained):
+    path, _ = trained
+    before, after = load_file(world().parent / "model.safetensors"), load_file(path / "model.safetensors")
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "multi_modal_projector" in name}
+
+
+def test_the_optimizer_holds_the_projector_and_nothing_else(trained):
+    path, optimizer = trained
+    weights = load_file(path / "model.safetensors")
+    shapes = sorted(tuple(value.shape) for name, value in weights.items() if "multi_modal_projector" in name)
+    assert sorted(tuple(state["exp_avg"].shape) for state in optimizer["state"].values()) == shapes
+    assert sum(len(group["params"]) for group in optimizer["param_groups"]) == len(shapes)
+
+
+def test_the_checkpoint_names_the_expert_as_a_parent(trained):
+    info = artifacts.load_checkpoint_info(trained[0])
+    assert info["parents"] == {
+        "parent": artifacts.read_stamp(world().parent)["digest"],
+        "expert": artifacts.read_stamp(world().expert)["digest"],
+    }
+    assert {"unusable_ratio", "frac_groups_tied", "rewards/expert_paper_reward/mean"} <= info["history"][0].keys()
+
+
+@pytest.mark.slow
+def test_survives_sigkill(tmp_path):
+    survives_a_kill(
+        grpo_vision, settings(max_steps=30), tmp_path=tmp_path, seed=3, dataset=world().dataset,
+        parent=world().parent, expert=world().expert,
+    )  # fmt: skip

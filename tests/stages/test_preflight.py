@@ -1,0 +1,43 @@
+import json
+
+import pytest
+from study_trees import mimic_tree
+
+from valor.context import Context
+from valor.errors import UserError
+from valor.recipe import DataSettings
+from valor.stages.preflight import preflight
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def look(root, **settings):
+    return preflight(
+        DataSettings(**settings), root=str(root), annotations_root="", model_name="valor-test", context=Context()
+    )
+
+
+def test_shards_and_source_digest_follow_the_data(tmp_path):
+    tree = mimic_tree(tmp_path / "root")
+    first = look(tree.root, shards=3)
+    shards = json.loads(first.values["shards"])
+    assert [set(shard) for shard in shards] == [{"index", "count", "digest"}] * len(shards)
+    assert (first.values["champion_uri"], first.values["champion_digest"]) == ("", "")
+    assert look(tree.root, shards=3).values == first.values
+    assert look(tree.root, shards=50).metrics["shards"] < 14, "shards without studies are left out"
+    tree.add(99)
+    second = look(tree.root, shards=3)
+    assert second.values["source_digest"] != first.values["source_digest"]
+    assert second.metrics["source_studies"] == first.metrics["source_studies"] + 1
+
+
+def test_a_missing_root_is_a_user_error_that_names_it(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such data root"):
+        look(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no such data root, or it is empty"):
+        look(tmp_path / "empty")

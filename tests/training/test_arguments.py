@@ -1,0 +1,147 @@
+"""Trainer arguments: defaults, the recipe's word, and what VALOR alone decides."""
+
+import json
+from importlib import resources
+
+import pytest
+
+from valor.errors import UserError
+from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section
+from valor.training import arguments
+
+
+def grpo(tmp_path, **trainer):
+    settings = GrpoTextSettings(trainer=trainer, max_new_tokens=33, seed=4)
+    return arguments.grpo_arguments(
+        settings, output_dir=tmp_path, defaults=arguments.GRPO_DEFAULTS, reward_weights=[1.0]
+    )
+
+
+def test_sft_never_cuts_image_tokens_and_learns_the_report_alone(tmp_path):
+    args = arguments.sft_arguments(SftSettings(), output_dir=tmp_path)
+    assert args.max_length is None
+    assert args.completion_only_loss
+    assert not args.save_only_model
+
+
+def test_the_recipe_overrides_defaults_but_not_what_valor_owns(tmp_path):
+    args = grpo(tmp_path, learning_rate=3e-4, loss_type="dr_grpo", gradient_accumulation_steps=2, logging_steps=7)
+    assert (args.learning_rate, args.loss_type, args.logging_steps) == (3e-4, "dr_grpo", 7)
+    assert (args.max_completion_length, args.seed, args.data_seed) == (33, 4, 4)
+    assert args.report_to == []
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "words"),
+    [
+        ("grpo_text", "log_completions", "write prompts, reports or images to the log"),
+        ("grpo_vision", "log_completions_hub_repo", "write prompts, reports or images to the log"),
+        ("grpo_vision", "log_multimodal", "write prompts, reports or images to the log"),
+        ("sft", "push_to_hub", "send the model to a hub"),
+        ("sft", "hub_model_id", "send the model to a hub"),
+        ("sft", "trackio_space_id", "another tracker"),
+        ("sft", "project", "another tracker"),
+        ("sft", "logging_dir", "another tracker"),
+        ("grpo_text", "vllm_server_base_url", "another server"),
+        ("sft", "save_total_limit", "set by VALOR"),
+    ],
+)
+def test_fields_that_publish_or_that_valor_decides_are_refused_with_the_reason(section, field, words):
+    with pytest.raises(UserError, match=rf"{section}\.trainer\.{field}: .*{words}.*; remove it") as caught:
+        load("phantom", [f"{section}.trainer.{field}=x"])
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match=words):
+        parse_section(section, json.dumps({"trainer": {field: "x"}}))
+
+
+@pytest.mark.parametrize("field", ["logging_steps", "log_level", "save_steps", "learning_rate"])
+def test_fields_that_publish_nothing_are_the_recipes(field):
+    assert load("phantom", [f"grpo_text.trainer.{field}=3"]).grpo_text.trainer[field] == 3
+
+
+@pytest.mark.parametrize("section", ["sft", "grpo_text"])
+def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_path, monkeypatch):
+    import trl
+
+    name = "SFTConfig" if section == "sft" else "GRPOConfig"
+    monkeypatch.setattr(trl, name, dict)
+    lawful = {}
+    for field in json.loads(resources.files("valor").joinpath("trainer_fields.json").read_text())[name]:
+        try:
+            settings = parse_section(section, json.dumps({"trainer": {field: "asked"}}))
+        except UserError:
+            continue
+        lawful |= settings.trainer
+    assert {"learning_rate", "save_steps", "logging_steps"} <= set(lawful)
+    assert not [field for field in lawful if "hub" in field or "log_comp" in field or "trackio" in field]
+    if section == "sft":
+        used = arguments.sft_arguments(SftSettings(trainer=lawful), output_dir=tmp_path)
+    else:
+        used = grpo(tmp_path, **lawful)
+    assert {field for field in lawful if used[field] != "asked"} == set()
+
+
+def test_grpo_names_its_algorithm_and_needs_no_second_model(tmp_path):
+    args = grpo(tmp_path)
+    assert (args.loss_type, args.beta) == ("grpo", 0.0)
+    assert args.steps_per_generation == args.gradient_accumulation_steps
+    assert not args.activation_checkpointing
+    assert not args.bf16
+
+
+def test_checkpointing_of_activations_can_be_asked_for_by_either_name(tmp_path):
+    assert grpo(tmp_path, gradient_checkpointing=True).activation_checkpointing
+    assert grpo(tmp_path, activation_checkpointing=True).activation_checkpointing
+
+
+def test_bfloat16_is_autocast_over_float32_weights(tmp_path):
+    assert arguments.sft_arguments(SftSettings(dtype="bfloat16"), output_dir=tmp_path).bf16
+    assert not arguments.sft_arguments(SftSettings(), output_dir=tmp_path).bf16
+
+
+@pytest.mark.parametrize(
+    ("trainer", "words"),
+    [
+        ({"num_generations": 5}, "must be divisible by num_generations"),
+        ({"num_generations": 1}, "at least 2 generations"),
+        ({"steps_per_generation": 2, "generation_batch_size": 64}, "can not be both configured"),
+        ({"lr_scheduler_type": "sawtooth"}, "sawtooth"),
+    ],
+)
+def test_contradictions_are_one_line(tmp_path, trainer, words):
+    with pytest.raises(UserError, match=words) as caught:
+        grpo(tmp_path, **trainer)
+    assert "\n" not in str(caught.value)
+
+
+def test_more_prompts_than_studies(tmp_path):
+    args = grpo(tmp_path)
+    arguments.check_enough_prompts(args, studies=8)
+    with pytest.raises(UserError, match=r"takes 8 prompts .* there are 7 training studies"):
+        arguments.check_enough_prompts(args, studies=7)
+
+
+def test_effective_fields_are_json_without_places(tmp_path):
+    fields = arguments.effective(grpo(tmp_path))
+    assert fields["learning_rate"] == arguments.GRPO_DEFAULTS["learning_rate"]
+    assert str(tmp_path) not in json.dumps(fields)
+
+
+@pytest.mark.parametrize(
+    ("per_generation", "iterations", "accumulation", "steps"),
+    [(8, 1, 8, 1), (2, 1, 8, 1), (8, 2, 8, 2), (8, 1, 2, 4), (3, 1, 2, 3), (4, 1, 6, 2)],
+)
+def test_saves_wait_for_a_step_that_ends_with_its_generation(tmp_path, per_generation, iterations, accumulation, steps):
+    args = grpo(
+        tmp_path, steps_per_generation=per_generation, num_iterations=iterations,
+        gradient_accumulation_steps=accumulation,
+    )  # fmt: skip
+    found = arguments.steps_between_saves(args)
+    assert found == steps
+    ends = [step * accumulation % (per_generation * iterations) == 0 for step in range(1, found + 1)]
+    assert ends == [False] * (found - 1) + [True]
+
+
+def test_supervised_training_may_save_at_any_step(tmp_path):
+    args = arguments.sft_arguments(SftSettings(trainer={"gradient_accumulation_steps": 4}), output_dir=tmp_path)
+    assert arguments.steps_between_saves(args) == 1

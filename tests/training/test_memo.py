@@ -1,0 +1,145 @@
+"""The tower's memo: the same answers with less work."""
+
+import pytest
+import torch
+from tiny_llava import world
+
+from valor.data.manifest import read_studies
+from valor.models.loading import load_policy, messages, model_pixels, prompt_of
+from valor.training.memo import TowerMemo
+
+
+@pytest.fixture
+def policy():
+    model, processor = load_policy(world().base)
+    model.model.vision_tower.requires_grad_(False)
+    return model, processor
+
+
+def batch(processor, rows: list[int], dtype=torch.float32):
+    studies = read_studies(world().dataset, split="train")
+    text = processor.apply_chat_template(messages(prompt_of(world().base)), add_generation_prompt=True)
+    texts = [text + studies[i].text for i in range(len(rows))]
+    images = [model_pixels(studies[row], processor) for row in rows]
+    inputs = processor(text=texts, images=images, return_tensors="pt", padding=True)
+    return {**inputs.to(dtype=dtype), "labels": inputs["input_ids"]}
+
+
+def count_tower_images(model) -> list[int]:
+    seen: list[int] = []
+    model.model.vision_tower.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append(len(args[0] if args else kwargs["pixel_values"])), with_kwargs=True
+    )
+    return seen
+
+
+def loss_and_gradients(model, inputs):
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.item(), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+def test_same_loss_and_gradients_and_each_image_once(policy):
+    model, processor = policy
+    inputs = batch(processor, [0, 0, 1, 1, 0])
+    expected, expected_gradients = loss_and_gradients(model, inputs)
+    assert any("multi_modal_projector" in name for name in expected_gradients)
+    seen = count_tower_images(model)
+    memo = TowerMemo.attach(model)
+    for _ in range(2):
+        found, gradients = loss_and_gradients(model, inputs)
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert gradients.keys() == expected_gradients.keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected_gradients[name], rtol=1e-4, atol=1e-6)
+    assert sum(seen) == 2 == memo.misses
+
+
+def test_another_image_is_another_answer(policy):
+    model, processor = policy
+    memo = TowerMemo.attach(model)
+    losses = [model(**batch(processor, [row])).loss.item() for row in (0, 1, 0)]
+    assert losses[0] == losses[2] != losses[1]
+    assert (memo.misses, memo.hits) == (2, 1)
+
+
+def test_right_and_cheap_under_activation_checkpointing(policy):
+    model, processor = policy
+    inputs = batch(processor, [0, 1])
+    expected, expected_gradients = loss_and_gradients(model, inputs)
+    TowerMemo.attach(model)
+    model.train()
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.enable_input_require_grads()
+    seen = count_tower_images(model)
+    found, gradients = loss_and_gradients(model, inputs)
+    assert sum(seen) == 2
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert not any("vision_tower" in name for name in gradients)
+    for name, gradient in expected_gradients.items():
+        torch.testing.assert_close(gradients[name], gradient, rtol=1e-4, atol=1e-6)
+
+
+def test_generates_the_same_report(policy):
+    model, processor = policy
+    inputs = batch(processor, [0, 0])
+    del inputs["labels"]
+    plain = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    memo = TowerMemo.attach(model)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), plain)
+    assert memo.misses == 1
+
+
+def test_a_changed_projector_is_seen_at_once(policy):
+    model, processor = policy
+    inputs = batch(processor, [0])
+    TowerMemo.attach(model)
+    before = model(**inputs).loss.item()
+    with torch.no_grad():
+        model.model.multi_modal_projector.linear_1.weight.mul_(2)
+    assert model(**inputs).loss.item() != before
+
+
+def test_autocast_and_dtype_are_part_of_the_key(policy):
+    model, processor = policy
+    memo = TowerMemo.attach(model)
+    inputs = batch(processor, [0])
+    full = model(**inputs).loss.item()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert model(**inputs).loss.item() != full
+    assert memo.misses == 2
+    assert model(**inputs).loss.item() == full
+    assert memo.hits == 1
+
+
+def test_features_made_in_inference_mode_can_enter_a_loss(policy):
+    model, processor = policy
+    inputs = batch(processor, [0])
+    TowerMemo.attach(model)
+    with torch.inference_mode():
+        model(**inputs)
+    loss_and_gradients(model, inputs)
+
+
+def test_the_store_is_bounded(policy):
+    model, processor = policy
+    one = 16 * 32 * 4
+    memo = TowerMemo.attach(model, limit_bytes=2 * one)
+    for row in (0, 1, 2, 0):
+        model(**batch(processor, [row]))
+    assert memo._bytes <= 2 * one
+    assert memo.misses == 4
+    model(**batch(processor, [2]))
+    assert memo.hits == 1
+
+
+def test_a_training_tower_gets_no_memo_and_detach_gives_the_function_back(policy):
+    model, _ = policy
+    own = model.model.get_image_features
+    memo = TowerMemo.attach(model)
+    assert model.model.get_image_features != own
+    memo.detach()
+    assert model.model.get_image_features == own
+    model.model.vision_tower.requires_grad_(True)
+    assert TowerMemo.attach(model) is None

@@ -1,0 +1,72 @@
+"""Training rows: what TRL is given, and what it is not."""
+
+import numpy as np
+import pytest
+from tiny_llava import PROMPT, world, write_dataset
+
+from valor.data import manifest
+from valor.errors import UserError
+from valor.models.loading import load_policy
+from valor.training import rows
+
+
+@pytest.fixture(scope="module")
+def processor():
+    return load_policy(world().base)[1]
+
+
+@pytest.fixture(scope="module")
+def studies():
+    return rows.training_studies(world().dataset, studies=0, seed=0)
+
+
+def test_a_row_of_sft_is_prompt_completion_and_an_image_of_the_models_size(processor, studies):
+    row = rows.sft_rows(studies, processor, prompt=PROMPT)[3]
+    assert set(row) == {"prompt", "completion", "image"}
+    assert row["completion"][0]["content"] == studies[3].text
+    assert row["image"].size == (48, 48)
+    assert row["image"].mode == "RGB"
+
+
+def test_images_are_decoded_once(processor, studies, monkeypatch):
+    table = rows.sft_rows(studies, processor, prompt=PROMPT)
+    monkeypatch.setattr("valor.models.loading.decode_image", None)
+    assert np.asarray(table[0]["image"]).shape == (48, 48, 3)
+
+
+def test_a_large_set_goes_to_a_file_with_the_same_pixels(processor, studies):
+    small, large = rows.Pixels(studies, processor), rows.Pixels(studies, processor, limit_bytes=1)
+    assert isinstance(large._gray, np.memmap)
+    assert not isinstance(small._gray, np.memmap)
+    assert np.array_equal(small.image(5), large.image(5))
+
+
+def test_text_rows_carry_the_reference_and_vision_rows_never_do(processor, studies):
+    text = rows.grpo_rows(studies, processor, prompt=PROMPT)[0]
+    assert text["reference"] == studies[0].text
+    asked = []
+
+    def embed(images):
+        asked.extend(images)
+        return np.ones((len(images), 4))
+
+    table = rows.grpo_rows(studies, processor, prompt=PROMPT, embed=embed)
+    vision = [table[0], table[0], table[1]]
+    assert set(vision[0]) == {"prompt", "image", "study_id", "image_embed"}
+    assert len(asked) == 2, "an image is embedded once"
+    assert np.array_equal(asked[0], manifest.decode_image(studies[0].images[0].bytes))
+
+
+def test_studies_are_drawn_by_the_seed_and_sorted(studies):
+    some = rows.training_studies(world().dataset, studies=5, seed=1)
+    assert some == rows.training_studies(world().dataset, studies=5, seed=1)
+    assert some != rows.training_studies(world().dataset, studies=5, seed=2)
+    assert [s.study_id for s in some] == sorted(s.study_id for s in some)
+    assert len(studies) == 12
+
+
+def test_too_few_studies(tmp_path):
+    with pytest.raises(UserError, match="has 12 training studies, the recipe asks for studies=13"):
+        rows.training_studies(world().dataset, studies=13, seed=0)
+    with pytest.raises(UserError, match="no study in split 'train'"):
+        rows.training_studies(write_dataset(tmp_path / "empty", train=0), studies=0, seed=0)

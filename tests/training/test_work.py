@@ -1,0 +1,204 @@
+"""Work in progress: complete checkpoints count, broken ones do not, verdicts last for a pipeline run."""
+
+# ruff: noqa: PT012 - what fails here is a block: a process that did something and then died.
+
+import json
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from valor.errors import (
+    DataError,
+    GuardStop,
+    IntegrityError,
+    Interrupted,
+    ResourceError,
+    ServiceError,
+    UserError,
+)
+from valor.training.work import MANIFEST, Work, open_work
+
+IDENTITY = {"stage": "sft", "inputs": {"dataset": "d"}, "settings": {}, "code": "c"}
+
+
+def opened(root: Path, *, pipeline_run: str = "run-1", identity: dict = IDENTITY):
+    return open_work(str(root), identity=identity, pipeline_run=pipeline_run)
+
+
+def write(work: Work, step: int, content: str = "weights") -> Path:
+    path = work.scratch / f"checkpoint-{step}"
+    (path / "part").mkdir(parents=True)
+    (path / "model.safetensors").write_text(content)
+    (path / "part" / "optimizer.pt").write_text(f"step {step}")
+    return path
+
+
+class Died(Exception):
+    """Stands for the death of the process: nothing of VALOR's runs after it."""
+
+
+def leave(root: Path, *steps: int, pipeline_run: str = "run-1") -> Path:
+    """Commit checkpoints, then die; return the place."""
+    with pytest.raises(Died), opened(root, pipeline_run=pipeline_run) as work:
+        for step in steps:
+            write(work, step)
+            work.commit(step)
+        raise Died
+    return work.scratch
+
+
+def test_a_committed_checkpoint_is_found_again(tmp_path):
+    leave(tmp_path, 10, 20)
+    with opened(tmp_path) as work:
+        latest = work.latest()
+        assert latest.name == "checkpoint-20"
+        assert (latest / "part" / "optimizer.pt").read_text() == "step 20"
+
+
+def test_what_succeeded_is_kept_until_it_is_removed(tmp_path):
+    with opened(tmp_path) as work:
+        write(work, 10)
+        work.commit(10)
+    with opened(tmp_path) as work:
+        assert work.latest().name == "checkpoint-10"
+    work.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_work_that_another_process_continues_is_not_removed(tmp_path):
+    with opened(tmp_path) as work:
+        write(work, 10)
+        work.commit(10)
+    context = multiprocessing.get_context("spawn")
+    entered, leave_now = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path), entered, leave_now))
+    process.start()
+    assert entered.wait(30)
+    work.remove()
+    assert (work.scratch / "checkpoint-10" / MANIFEST).exists()
+    leave_now.set()
+    process.join(30)
+    work.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_uncommitted_checkpoint_does_not_count(tmp_path):
+    with pytest.raises(Died), opened(tmp_path) as work:
+        write(work, 10)
+        work.commit(10)
+        write(work, 20)
+        raise Died
+    with opened(tmp_path) as work:
+        assert work.latest().name == "checkpoint-10"
+        assert not (work.scratch / "checkpoint-20").exists()
+
+
+@pytest.mark.parametrize("damage", ["alter", "cut", "remove", "manifest"])
+def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
+    newest = leave(tmp_path, 10, 20) / "checkpoint-20"
+    file = newest / "model.safetensors"
+    if damage == "alter":
+        file.write_text("wEights")
+    elif damage == "cut":
+        file.write_text("wei")
+    elif damage == "remove":
+        file.unlink()
+    else:
+        (newest / MANIFEST).write_text('{"files"')
+    with opened(tmp_path) as work:
+        assert work.latest().name == "checkpoint-10"
+
+
+def test_all_damaged_is_a_fresh_start(tmp_path):
+    (leave(tmp_path, 10) / "checkpoint-10" / "model.safetensors").unlink()
+    with opened(tmp_path) as work:
+        assert work.latest() is None
+
+
+def test_two_checkpoints_are_kept(tmp_path):
+    with opened(tmp_path) as work:
+        for step in (5, 10, 15, 20):
+            write(work, step)
+            work.commit(step)
+        assert sorted(p.name for p in work.scratch.glob("checkpoint-*")) == ["checkpoint-15", "checkpoint-20"]
+
+
+@pytest.mark.parametrize("part", ["stage", "inputs", "settings", "code"])
+def test_other_inputs_settings_or_code_is_other_work(tmp_path, part):
+    leave(tmp_path, 10)
+    with opened(tmp_path, identity={**IDENTITY, part: "other"}) as work:
+        assert work.latest() is None
+
+
+@pytest.mark.parametrize("verdict", [UserError, DataError, GuardStop, IntegrityError])
+def test_a_failure_for_good_ends_a_retry_in_the_same_run_at_once(tmp_path, verdict):
+    with pytest.raises(verdict), opened(tmp_path) as work:
+        write(work, 10)
+        work.commit(10)
+        raise verdict("loss is nan at step 3")
+    entered = False
+    with pytest.raises(verdict, match=r"loss is nan at step 3.*not tried again"), opened(tmp_path):
+        entered = True
+    assert not entered
+
+
+def test_a_new_run_starts_afresh_after_a_failure_for_good(tmp_path):
+    with pytest.raises(GuardStop), opened(tmp_path, pipeline_run="run-1") as work:
+        write(work, 10)
+        work.commit(10)
+        raise GuardStop("nan")
+    with opened(tmp_path, pipeline_run="run-2") as work:
+        assert work.latest() is None
+    work.remove()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_outside_a_pipeline_every_try_counts(tmp_path):
+    for _ in range(2):
+        with pytest.raises(GuardStop, match=r"^nan$"), opened(tmp_path, pipeline_run=""):
+            raise GuardStop("nan")
+
+
+@pytest.mark.parametrize("failure", [ServiceError, ResourceError, Interrupted, KeyboardInterrupt])
+def test_what_a_retry_may_mend_leaves_no_marker_and_keeps_checkpoints(tmp_path, failure):
+    with pytest.raises(failure), opened(tmp_path) as work:
+        write(work, 10)
+        work.commit(10)
+        raise failure("later")
+    with opened(tmp_path) as work:
+        assert work.latest().name == "checkpoint-10"
+
+
+def _hold(root: str, entered, leave_now) -> None:
+    with opened(Path(root)):
+        entered.set()
+        leave_now.wait(30)
+
+
+def test_a_second_process_is_turned_away_and_the_first_is_not_harmed(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    entered, leave_now = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path), entered, leave_now))
+    process.start()
+    assert entered.wait(30)
+    with pytest.raises(UserError, match="is training this very stage"), opened(tmp_path):
+        pass
+    leave_now.set()
+    process.join(30)
+    assert process.exitcode == 0
+    with opened(tmp_path):
+        pass
+
+
+def test_a_killed_process_is_followed_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    entered, never = context.Event(), context.Event()
+    process = context.Process(target=_hold, args=(str(tmp_path), entered, never))
+    process.start()
+    assert entered.wait(30)
+    process.kill()
+    process.join(30)
+    with opened(tmp_path) as work:
+        holder = json.loads((work.scratch / "lease" / "lease.json").read_text())
+        assert holder["pid"] != process.pid

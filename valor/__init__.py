@@ -1,0 +1,1 @@
+"""VALOR: visual alignment of medical vision-language models for grounded radiology report generation."""

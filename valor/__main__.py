@@ -1,0 +1,91 @@
+"""Run one stage by hand: `python -m valor STAGE --settings JSON|@FILE --input NAME=PATH ... --output NAME=PATH ...`.
+
+It needs only the inputs that it names and VALOR_WORK_ROOT (or VALOR_HOME), as a fresh pod would have them.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from valor import stages
+from valor.context import Context
+from valor.errors import UserError, ValorError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a stage; return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        result = stages.run(
+            options.stage,
+            settings_json=_settings(options.settings),
+            context=Context.from_environment(pipeline_run=options.run, task=options.task or options.stage),
+            inputs=_inputs(options.input, lists=options.input_list),
+            outputs={name: Path(path).absolute() for name, path in _pairs(options.output)},
+            values=dict(_pairs(options.value)),
+        )
+    except ValorError as error:
+        print(f"valor: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:
+        # `stages.run` has printed the traceback, without messages that may quote data.
+        print(f"valor: error: {options.stage}: {type(error).__name__}; see the traceback", file=sys.stderr)
+        return 1
+    for name, value in sorted(result.values.items()):
+        print(f"{name}={value}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m valor", description=__doc__)
+    parser.add_argument("stage", choices=stages.STAGES, help="the stage to run")
+    parser.add_argument("--settings", default="{}", help="the stage's recipe section as JSON, or @FILE that holds it")
+    for name, text in (
+        ("input", "NAME=PATH of an input artifact; a name given twice is a list"),
+        ("input-list", "NAME=PATH of an input that is a list, also with one member"),
+        ("output", "NAME=PATH of an output artifact"),
+        ("value", "NAME=VALUE of a string parameter"),
+    ):
+        parser.add_argument(f"--{name}", action="append", default=[], metavar="NAME=...", help=text)
+    parser.add_argument("--run", default="", help="id of the pipeline run that this belongs to")
+    parser.add_argument("--task", default="", help="the task's name, such as predict-text; default is the stage")
+    return parser
+
+
+def _settings(text: str) -> str:
+    if not text.startswith("@"):
+        return text
+    path = Path(text[1:])
+    if not path.is_file():
+        raise UserError(f"--settings {text}: no such file")
+    return path.read_text(encoding="utf-8")
+
+
+def _pairs(texts: list[str]) -> list[tuple[str, str]]:
+    pairs = []
+    for text in texts:
+        name, separator, value = text.partition("=")
+        if not separator or not name:
+            raise UserError(f"{text}: expected NAME=VALUE, such as dataset=/tmp/dataset")
+        pairs.append((name, value))
+    return pairs
+
+
+def _inputs(texts: list[str], *, lists: list[str]) -> dict[str, Path | list[Path]]:
+    inputs: dict[str, Path | list[Path]] = {}
+    for name, value in _pairs(texts):
+        path, earlier = Path(value).absolute(), inputs.get(name)
+        if earlier is None:
+            inputs[name] = path
+        else:
+            inputs[name] = [*(earlier if isinstance(earlier, list) else [earlier]), path]
+    for name, value in _pairs(lists):
+        members = inputs.setdefault(name, [])
+        if not isinstance(members, list):
+            raise UserError(f"--input-list {name}: also given as --input; use one of them")
+        members.append(Path(value).absolute())
+    return inputs
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Directories as artifacts: digests, atomic writes, the producer's stamp, checkpoints.
+
+Every output of a stage is a directory with an `artifact.json`, written last: a directory without one is
+not an artifact. Digests are sha256 in hex over content, never over paths, times or file order.
+"""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from valor.errors import IntegrityError, ResourceError, UserError
+
+STAMP = "artifact.json"
+CHECKPOINT_INFO = "valor.json"
+MANIFEST = "_manifest.json"
+_NOT_CONTENT = {STAMP, CHECKPOINT_INFO, MANIFEST}
+
+
+def canonical_json(value: Any) -> str:
+    """Return the one JSON text of a value: sorted keys, no spaces."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def digest_value(value: Any) -> str:
+    """Return the sha256 of a JSON-able value."""
+    return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_file(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_dir(path: Path) -> str:
+    """Return the sha256 over the sorted (relative path, sha256) pairs of a directory's content files.
+
+    `artifact.json`, `valor.json` and storage's manifest are left out: they tell of the content, they are not it.
+    """
+    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _NOT_CONTENT)
+    return digest_value([[p.relative_to(path).as_posix(), digest_file(p)] for p in files])
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write indented JSON atomically (temporary file, then rename)."""
+    partial = path.with_name(path.name + ".partial")
+    with full_disk_is_a_resource_error(path):
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2, sort_keys=True)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file; a missing or broken one is an IntegrityError that names it."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise IntegrityError(
+            f"{path}: missing; the artifact is incomplete, run the stage that makes it again"
+        ) from None
+    except json.JSONDecodeError as error:
+        raise IntegrityError(f"{path}: not JSON ({error}); run the stage that makes it again") from None
+
+
+@contextlib.contextmanager
+def full_disk_is_a_resource_error(path: Path) -> Iterator[None]:
+    """Turn "no space left" and "quota exceeded" while writing `path` into a ResourceError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            where = error.filename or path
+            raise ResourceError(f"{where}: no space left on the device; free space there or move VALOR_HOME") from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yield a directory beside `path` that takes its place when the block succeeds, and vanishes when it fails."""
+    partial = path.with_name(path.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with full_disk_is_a_resource_error(path):
+            partial.mkdir(parents=True)
+            yield partial
+            shutil.rmtree(path, ignore_errors=True)
+            partial.rename(path)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def stamp(path: Path, *, kind: str, stage: str, digest: str = "", **fields: Any) -> dict[str, Any]:
+    """Write `artifact.json` into a finished output directory and return it.
+
+    `digest` is the content digest where the kind defines its own (a dataset's row digest); else `digest_dir`. `files`
+    lists names and sizes, so that a file that is gone or cut is seen without reading everything (`has_its_files`).
+    """
+    value = {"kind": kind, "stage": stage, "digest": digest or digest_dir(path), "files": _sizes(path), **fields}
+    write_json(path / STAMP, value)
+    return value
+
+
+def read_stamp(path: Path) -> dict[str, Any]:
+    """Return the `artifact.json` of a directory; raise UserError where the directory itself is missing."""
+    if not path.is_dir():
+        raise UserError(f"{path}: no such artifact directory")
+    return read_json(path / STAMP)
+
+
+def has_its_files(path: Path, stamp: Mapping[str, Any]) -> bool:
+    """Tell whether every file that a directory's stamp lists is there in its size; content is not read."""
+    return stamp.get("files", {}).items() <= _sizes(path).items()
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    files = (p for p in path.rglob("*") if p.is_file() and p.name != STAMP)
+    return {p.relative_to(path).as_posix(): p.stat().st_size for p in files}
+
+
+def weight_digests(path: Path) -> dict[str, str]:
+    """Return {file name: sha256} of a checkpoint's safetensors files."""
+    files = {p.name: digest_file(p) for p in sorted(path.glob("*.safetensors"))}
+    if not files:
+        raise IntegrityError(f"{path}: holds no *.safetensors file; a checkpoint is what save_pretrained writes")
+    return files
+
+
+def write_checkpoint_info(path: Path, *, stage: str, parents: Mapping[str, str], **fields: Any) -> dict[str, Any]:
+    """Write `valor.json` beside the weights (see docs/architecture.md, "Artifacts") and return it."""
+    value = {"stage": stage, "parents": dict(parents), "weights": weight_digests(path), **fields}
+    write_json(path / CHECKPOINT_INFO, value)
+    return value
+
+
+def add_to_checkpoint_info(path: Path, **fields: Any) -> None:
+    """Add what only the stage's caller knows (code, producing run) to `valor.json`; no checkpoint, no effect."""
+    info = path / CHECKPOINT_INFO
+    if info.exists():
+        write_json(info, {**read_json(info), **fields})
+
+
+def load_checkpoint_info(path: Path, *, verify: bool = True) -> dict[str, Any]:
+    """Return a checkpoint's `valor.json`; with `verify`, compare every weight file with its recorded sha256.
+
+    Raises:
+        IntegrityError: a weight file is missing, added or altered.
+    """
+    info = read_json(path / CHECKPOINT_INFO)
+    if verify:
+        found, expected = weight_digests(path), info["weights"]
+        for name in sorted(found.keys() | expected.keys()):
+            if found.get(name) != expected.get(name):
+                raise IntegrityError(
+                    f"{path / name}: sha256 is {found.get(name, 'missing')}, {CHECKPOINT_INFO} says "
+                    f"{expected.get(name, 'no such file')}; the weights were altered or cut, fetch or train them again"
+                )
+    return info

@@ -1,0 +1,1 @@
+"""The CheXpert-14 vocabulary and the rule labeler."""

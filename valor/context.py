@@ -1,0 +1,41 @@
+"""What varies by environment and is never part of a cache key: places, and the pipeline run's id."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """Where a stage works.
+
+    Attributes:
+        pipeline_run: id of the pipeline run; "" outside a pipeline.
+        task: the task's name in the DAG, such as `predict-text`.
+        work_root: work in progress of the training stages (a directory or gs://).
+        models_root: the immutable model store (a directory or gs://).
+        restricted_uri: the pipeline root, under which all artifacts lie, text and images included, so that it must be
+            restricted storage; used for links only.
+    """
+
+    pipeline_run: str = ""
+    task: str = ""
+    work_root: str = ""
+    models_root: str = ""
+    restricted_uri: str = ""
+
+    @classmethod
+    def from_environment(cls, *, pipeline_run: str = "", task: str = "") -> "Context":
+        """Build a context from VALOR_HOME, VALOR_WORK_ROOT, VALOR_MODELS_ROOT and VALOR_RESTRICTED_URI."""
+        return cls(
+            pipeline_run=pipeline_run or os.environ.get("VALOR_PIPELINE_RUN", ""),
+            task=task,
+            work_root=os.environ.get("VALOR_WORK_ROOT") or str(home() / "work"),
+            models_root=os.environ.get("VALOR_MODELS_ROOT") or str(home() / "models"),
+            restricted_uri=os.environ.get("VALOR_RESTRICTED_URI") or str(home() / "pipeline"),
+        )
+
+
+def home() -> Path:
+    """Return the local home, `VALOR_HOME` or `.valor` in the current directory, as an absolute path."""
+    return Path(os.environ.get("VALOR_HOME") or ".valor").absolute()

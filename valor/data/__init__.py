@@ -1,0 +1,1 @@
+"""Data: DICOM and report reading, adapters, the dataset artifact, checks, the phantom."""

@@ -1,0 +1,231 @@
+"""The dataset artifact's table: its columns, its rows in Python, its digest (docs/architecture.md, "Artifacts").
+
+This module is the authority on the columns. A dataset's digest is over its rows' content (decoded pixels, text,
+metadata), so neither the number of shards nor their order, nor the PNG or Parquet encoder, changes it. It leaves
+out annotations and truth: those live in the evidence artifact, which no training stage receives.
+"""
+
+import dataclasses
+import enum
+import hashlib
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from valor import artifacts
+from valor.errors import IntegrityError
+
+SCHEMA_VERSION = 1
+SPLITS = ("train", "val", "test")
+DATASET_INFO = "dataset.json"
+QUARANTINE = "quarantine.parquet"
+
+IMAGE_TYPE = pa.struct(
+    [
+        ("bytes", pa.binary()),
+        ("path", pa.string()),
+        ("dicom_id", pa.string()),
+        ("view", pa.string()),
+        ("transform", pa.string()),
+    ]
+)
+SCHEMA = pa.schema(
+    [
+        pa.field("study_id", pa.string(), nullable=False),
+        pa.field("subject_id", pa.string(), nullable=False),
+        pa.field("images", pa.list_(IMAGE_TYPE), nullable=False),
+        *(
+            pa.field(name, pa.string())
+            for name in ("findings", "impression", "indication", "comparison", "sex", "age_band", "device")
+        ),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("source_digest", pa.string(), nullable=False),
+    ],
+    metadata={"schema_version": str(SCHEMA_VERSION)},
+)
+QUARANTINE_SCHEMA = pa.schema(
+    [(name, pa.string()) for name in ("study_id", "subject_id", "path", "reason", "scope", "detail")]
+)
+
+
+class Reason(enum.StrEnum):
+    """Why an input was rejected."""
+
+    UNDECODABLE = "undecodable"
+    """Truncated, damaged, or no image file at all."""
+    NOT_RADIOGRAPH = "not_radiograph"
+    """A modality other than CR or DX, such as CT."""
+    NOT_CHEST = "not_chest"
+    COLOUR = "colour"
+    MULTI_FRAME = "multi_frame"
+    BLANK = "blank"
+    MISSING_IMAGE = "missing_image"
+    """The study names no image, or one whose file is absent."""
+    MISSING_REPORT = "missing_report"
+    UNREADABLE_REPORT = "unreadable_report"
+    EMPTY_REPORT = "empty_report"
+    """Neither findings nor impression says anything."""
+
+
+class Rejected(Exception):
+    """One input cannot be used; the run continues without it. `detail` holds no patient text."""
+
+    def __init__(self, reason: Reason, detail: str = "", *, path: str = ""):
+        super().__init__(f"{path or 'input'}: {reason}: {detail}")
+        self.reason, self.detail, self.path = reason, detail, path
+
+
+@dataclasses.dataclass(frozen=True)
+class StudyImage:
+    """One image of a study.
+
+    Attributes:
+        bytes: 8-bit grayscale PNG, bright is dense, longer side at most `data.image_px`.
+        path: the source file, relative to the data root.
+        dicom_id: the source's name of the image.
+        view: `PA`, `AP`, `LATERAL`, `LL`, ..., `FRONTAL` where guessed, "" where the source does not tell.
+        transform: JSON that maps stored pixels to these (see docs/data.md).
+    """
+
+    bytes: bytes
+    path: str
+    dicom_id: str
+    view: str
+    transform: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One row of the dataset; the fields are its columns."""
+
+    study_id: str
+    subject_id: str
+    images: tuple[StudyImage, ...]
+    findings: str | None
+    impression: str | None
+    indication: str | None
+    comparison: str | None
+    sex: str | None
+    age_band: str | None
+    device: str | None
+    split: str
+    source_digest: str
+
+    @property
+    def text(self) -> str:
+        """The report text that a model learns."""
+        return report_text(self.findings, self.impression)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rejection:
+    """One row of `quarantine.parquet`; `scope` is `study` where the whole study is lost, else `image`."""
+
+    study_id: str
+    subject_id: str
+    path: str
+    reason: str
+    scope: str
+    detail: str
+
+
+def report_text(findings: str | None, impression: str | None) -> str:
+    """Return "FINDINGS: ... IMPRESSION: ..."; a missing section is left out."""
+    sections = (("FINDINGS", findings), ("IMPRESSION", impression))
+    return " ".join(f"{name}: {text}" for name, text in sections if text)
+
+
+def decode_image(png: bytes) -> np.ndarray:
+    """Return a dataset image's pixels, (H, W) uint8, bright is dense."""
+    with Image.open(io.BytesIO(png)) as image:
+        return np.asarray(image.convert("L"))
+
+
+def encode_image(pixels: np.ndarray) -> bytes:
+    """Return (H, W) uint8 pixels as an 8-bit grayscale PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels, mode="L").save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def shard_paths(dataset: Path) -> list[Path]:
+    """Return a dataset's Parquet shards in order.
+
+    Raises:
+        IntegrityError: `dataset` is no dataset artifact, or of another schema version.
+    """
+    info = artifacts.read_json(dataset / DATASET_INFO)
+    if info.get("schema_version") != SCHEMA_VERSION:
+        raise IntegrityError(
+            f"{dataset}: dataset schema_version is {info.get('schema_version')}, this code reads {SCHEMA_VERSION}; "
+            "ingest the data again"
+        )
+    return sorted(dataset.glob("shard-*.parquet"))
+
+
+def iter_studies(paths: Iterable[Path], *, split: str = "", batch_size: int = 64) -> Iterator[Study]:
+    """Yield the studies of Parquet shards in stored order, holding at most `batch_size` in memory."""
+    for path in paths:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=batch_size, columns=SCHEMA.names):
+                yield from (study_of(row) for row in batch.to_pylist() if not split or row["split"] == split)
+
+
+def read_studies(dataset: Path, *, split: str) -> list[Study]:
+    """Return a dataset's studies of one split (`train`, `val`, `test`), sorted by study_id; all in memory."""
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
+    return sorted(iter_studies(shard_paths(dataset), split=split), key=lambda study: study.study_id)
+
+
+def study_of(row: dict[str, Any]) -> Study:
+    """Build a Study from a row of the table."""
+    return Study(**{**row, "images": tuple(StudyImage(**image) for image in row["images"])})
+
+
+def row_digest(study: Study) -> str:
+    """Return the sha256 of a study's content; images enter as their decoded pixels, not as PNG bytes."""
+    row = dataclasses.asdict(study)
+    for image in row["images"]:
+        pixels = decode_image(image.pop("bytes"))
+        image["pixels"] = [*pixels.shape, hashlib.sha256(pixels.tobytes()).hexdigest()]
+    return artifacts.digest_value(row)
+
+
+def dataset_digest(row_digests: Iterable[str]) -> str:
+    """Return the digest of a dataset from its rows' digests, in any order."""
+    return artifacts.digest_value({"schema_version": SCHEMA_VERSION, "rows": sorted(row_digests)})
+
+
+class TableWriter:
+    """Writes rows to a Parquet file in row groups, so that a shard's images never sit in memory together."""
+
+    def __init__(self, path: Path, schema: pa.Schema, *, rows_per_group: int = 128):
+        self._writer = pq.ParquetWriter(path, schema, compression="zstd")
+        self._schema, self._rows_per_group = schema, rows_per_group
+        self._rows: list[dict[str, Any]] = []
+
+    def write(self, row: Any) -> None:
+        """Add one row, a dataclass whose fields are the schema's columns."""
+        self._rows.append(dataclasses.asdict(row))
+        if len(self._rows) >= self._rows_per_group:
+            self._flush()
+
+    def _flush(self) -> None:
+        if self._rows:
+            self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
+    def __enter__(self) -> "TableWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._flush()
+        self._writer.close()

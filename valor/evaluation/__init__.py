@@ -1,0 +1,1 @@
+"""Prediction, scores, intervals, grounding and the evaluation page."""

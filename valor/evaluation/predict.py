@@ -1,0 +1,137 @@
+"""The predictions artifact: one row per study, from which everything a reviewer sees derives without the model."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from valor import artifacts
+from valor.clinical.labeler import Mention, mentions
+from valor.data.manifest import Study, decode_image
+from valor.models.loading import square_box
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+    from valor.models.expert import Expert
+    from valor.models.generate import Generated
+
+TABLE = "predictions.parquet"
+INFO = "predictions.json"
+
+
+def schema() -> Any:
+    """Return the Arrow schema of `predictions.parquet`.
+
+    `attention` has one entry per positive mention in the hypothesis: `grid` and `shuffled` are float32 maps of
+    grid_h * grid_w cells, each summing to 1, for the study's image and for another study's. `image_box` is the part of
+    the dataset image that the grid covers, (x0, y0, x1, y1) as fractions.
+    """
+    import pyarrow as pa
+
+    floats = pa.list_(pa.float32())
+    mention = pa.struct(
+        [("finding", pa.string()), ("label", pa.string()), ("side", pa.string()), ("start", pa.int32()),
+         ("end", pa.int32()), ("grid", floats), ("grid_h", pa.int32()), ("grid_w", pa.int32()), ("shuffled", floats)]
+    )  # fmt: skip
+    return pa.schema(
+        [("study_id", pa.string()), ("subject_id", pa.string()), ("reference", pa.string()),
+         ("hypothesis", pa.string()), ("hypothesis_tokens", pa.int32()), ("truncated", pa.bool_()),
+         ("similarity", pa.float64()), ("reference_similarity", pa.float64()), ("attention", pa.list_(mention)),
+         ("image_box", pa.list_(pa.float64()))]
+    )  # fmt: skip
+
+
+def write_predictions(path: Path, rows: Sequence[dict[str, Any]], *, name: str, **info: Any) -> None:
+    """Write the artifact's two files into an existing directory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), path / TABLE)
+    artifacts.write_json(path / INFO, {"name": name, "studies": len(rows), **info})
+
+
+def similarities(expert: "Expert", studies: Sequence[Study], reports: Sequence[str]) -> list[tuple[float, float]]:
+    """Return the expert's (hypothesis, reference) similarity per study; nan for an empty report."""
+    embeds = expert.embed_images([decode_image(study.images[0].bytes) for study in studies])
+    hypotheses = expert.paper_similarity(embeds, list(reports))
+    references = expert.paper_similarity(embeds, [study.text for study in studies])
+    return list(zip(hypotheses, references, strict=True))
+
+
+def positive_mentions(reports: Sequence[str]) -> list[list[Mention]]:
+    """Return each report's mentions of findings that it asserts."""
+    return [[m for m in mentions(r) if m.label == "positive" and m.finding != "No Finding"] for r in reports]
+
+
+def attention_rows(
+    model: Any,
+    processor: Any,
+    images: Sequence["Image"],
+    reports: Sequence[str],
+    *,
+    subjects: Sequence[str],
+    prompt: str,
+) -> list[list[dict[str, Any]]]:
+    """Return the `attention` column: a map per positive mention, and its twin under another subject's image."""
+    from valor.evaluation.attention import mention_maps
+
+    found = positive_mentions(reports)
+    spans = [[(m.start, m.end) for m in row] for row in found]
+    own = mention_maps(model, processor, images, reports, spans, prompt=prompt)
+    others = [images[i] for i in other_subjects(subjects)]
+    shuffled = mention_maps(model, processor, others, reports, spans, prompt=prompt)
+    return [
+        [_entry(*parts) for parts in zip(row, maps, twins, strict=True)]
+        for row, maps, twins in zip(found, own, shuffled, strict=True)
+    ]
+
+
+def other_subjects(subjects: Sequence[str]) -> list[int]:
+    """Return for each study the index of a study of another subject: the first one about half the list further on.
+
+    Where there is one subject only, a study is its own twin and the comparison says nothing.
+    """
+    count = len(subjects)
+    return [
+        next((j for k in range(count) if subjects[j := (i + count // 2 + k) % count] != subjects[i]), i)
+        for i in range(count)
+    ]
+
+
+def rows(
+    studies: Sequence[Study],
+    generated: Sequence["Generated"],
+    similarity: Sequence[tuple[float, float]],
+    attention: Sequence[list[dict[str, Any]]],
+) -> list[dict[str, Any]]:
+    """Return the table's rows in the order of `studies`."""
+    return [
+        {
+            "study_id": study.study_id,
+            "subject_id": study.subject_id,
+            "reference": study.text,
+            "hypothesis": report.text,
+            "hypothesis_tokens": report.tokens,
+            "truncated": report.truncated,
+            "similarity": ours,
+            "reference_similarity": theirs,
+            "attention": maps,
+            "image_box": list(square_box(*decode_image(study.images[0].bytes).shape)),
+        }
+        for study, report, (ours, theirs), maps in zip(studies, generated, similarity, attention, strict=True)
+    ]
+
+
+def _entry(mention: Mention, grid: "np.ndarray", shuffled: "np.ndarray") -> dict[str, Any]:
+    return {
+        "finding": mention.finding,
+        "label": mention.label,
+        "side": mention.side,
+        "start": mention.start,
+        "end": mention.end,
+        "grid": grid.ravel(),
+        "grid_h": grid.shape[0],
+        "grid_w": grid.shape[1],
+        "shuffled": shuffled.ravel(),
+    }

@@ -1,0 +1,1 @@
+"""Report metrics, one file each."""

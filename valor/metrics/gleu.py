@@ -1,0 +1,40 @@
+"""Sentence GLEU (Wu et al. 2016, arXiv 1609.08144, section 4.3): a BLEU that behaves on one short text.
+
+All n-grams of 1 to 4 words are pooled; the score is the smaller of precision and recall. One reference per
+hypothesis, words as in `valor.metrics.words`.
+"""
+
+from collections import Counter
+
+from valor.metrics.words import words
+
+MAX_N = 4
+
+
+def gleu(*, refs: list[str], hyps: list[str]) -> list[float]:
+    """Return one score in [0, 1] per pair; 0 where either text has no word."""
+    cache: dict[str, Counter[tuple[str, ...]]] = {}
+
+    def grams(text: str) -> Counter[tuple[str, ...]]:
+        if text not in cache:
+            cache[text] = ngrams(words(text))
+        return cache[text]
+
+    return [_score(grams(ref), grams(hyp)) for ref, hyp in zip(refs, hyps, strict=True)]
+
+
+def ngrams(tokens: list[str]) -> Counter[tuple[str, ...]]:
+    """Count the n-grams of 1 to 4 tokens."""
+    counts: Counter[tuple[str, ...]] = Counter()
+    for n in range(1, MAX_N + 1):
+        counts.update(zip(*(tokens[i:] for i in range(n)), strict=False))
+    return counts
+
+
+def _score(ref: Counter[tuple[str, ...]], hyp: Counter[tuple[str, ...]]) -> float:
+    larger = max(ref.total(), hyp.total())
+    if not larger:
+        return 0.0
+    small, large = (ref, hyp) if len(ref) < len(hyp) else (hyp, ref)
+    shared = sum(min(count, large[gram]) for gram, count in small.items() if gram in large)
+    return shared / larger

@@ -1,0 +1,61 @@
+"""Greedy reports of a batch of images: shared by evaluation and serving, so both say the same."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from valor.models.loading import messages
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """A report: its text, its length in tokens, and whether the token limit cut it."""
+
+    text: str
+    tokens: int
+    truncated: bool
+
+
+def generate_reports(
+    model: Any,
+    processor: Any,
+    images: Sequence["Image"],
+    *,
+    prompt: str,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Generated]:
+    """Write one greedy report per image.
+
+    Args:
+        model: from `load_policy`, in evaluation mode.
+        processor: its processor.
+        images: RGB images of the model's size (`fit_pixels`).
+        prompt: the checkpoint's prompt.
+        max_new_tokens: length limit in tokens.
+        batch_size: images per forward pass.
+        progress: called with (done, total) images.
+    """
+    import torch
+
+    text = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
+    end_ids = set(torch.tensor(model.generation_config.eos_token_id).flatten().tolist())
+    reports: list[Generated] = []
+    with torch.inference_mode():
+        for start in range(0, len(images), batch_size):
+            batch = list(images[start : start + batch_size])
+            inputs = processor(text=[text] * len(batch), images=batch, return_tensors="pt", padding=True)
+            inputs = inputs.to(model.device, dtype=model.dtype)
+            output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            for row in output[:, inputs["input_ids"].shape[1] :].tolist():
+                end = next((i for i, token in enumerate(row) if token in end_ids), None)
+                kept = row if end is None else row[:end]
+                decoded = processor.tokenizer.decode(kept, skip_special_tokens=True).strip()
+                reports.append(Generated(text=decoded, tokens=len(kept), truncated=end is None))
+            if progress:
+                progress(len(reports), len(images))
+    return reports

@@ -1,0 +1,139 @@
+"""Loading and saving the vision-language model, and the one way from a dataset image to its pixels.
+
+Works with checkpoints of the LLaVA family on the PIL image processors. Qwen-VL goes through the same calls, but its
+video processor needs torchvision, which the CPU tests do not have.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from valor import artifacts
+from valor.data.manifest import Study, decode_image
+from valor.errors import IntegrityError, UserError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image
+
+PROMPT_FILE = "prompt.json"
+"""A content file and not part of `valor.json`: the prompt is in the checkpoint's digest."""
+
+
+def load_policy(path: Path, *, dtype: str = "float32", verify: bool = True) -> tuple[Any, Any]:
+    """Load a checkpoint artifact.
+
+    Args:
+        path: a directory with what `save_pretrained` writes and `valor.json`.
+        dtype: `float32` or `bfloat16`.
+        verify: compare the weights with the sha256 in `valor.json`.
+
+    Returns:
+        The model in evaluation mode and its processor, padding on the left.
+
+    Raises:
+        IntegrityError: the weights are not those that `valor.json` names.
+        UserError: the directory holds no image-text-to-text model.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+    artifacts.load_checkpoint_info(path, verify=verify)
+    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise UserError(
+            f"{path}: model_type is {config.model_type!r}, which reads no image; the base must be an image-text-to-text"
+            " model such as llava"
+        )
+    # transformers' type hints do not know that `output_loading_info` returns a pair.
+    loader: Any = AutoModelForImageTextToText
+    model, info = loader.from_pretrained(
+        path,
+        dtype=getattr(torch, dtype),
+        local_files_only=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        output_loading_info=True,
+    )
+    # transformers only warns about weights that are missing and draws them at random.
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise IntegrityError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]}; fetch it again")
+    processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    processor.tokenizer.padding_side = "left"
+    return model.eval(), processor
+
+
+def fastest_device() -> str:
+    """Return where a model answers fastest: `cuda`, or `cpu` where there is none."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def save_policy(
+    model: Any, processor: Any, path: Path, *, stage: str, parents: Mapping[str, str], prompt: str, **fields: Any
+) -> dict[str, Any]:
+    """Write a complete checkpoint (weights, processor, generation config, prompt, `valor.json`) and return its info."""
+    backend = getattr(processor.tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        # How the last call padded and cut would be saved too, and a resumed stage may have made none.
+        backend.no_padding()
+        backend.no_truncation()
+    with artifacts.full_disk_is_a_resource_error(path):
+        model.save_pretrained(path)
+        processor.save_pretrained(path)
+    write_prompt(path, prompt)
+    return artifacts.write_checkpoint_info(path, stage=stage, parents=parents, **fields)
+
+
+def write_prompt(path: Path, prompt: str) -> None:
+    """Write the prompt beside a checkpoint's weights."""
+    artifacts.write_json(path / PROMPT_FILE, {"prompt": prompt})
+
+
+def prompt_of(path: Path) -> str:
+    """Return the prompt that a checkpoint was trained with."""
+    return artifacts.read_json(path / PROMPT_FILE)["prompt"]
+
+
+def messages(prompt: str) -> list[dict[str, Any]]:
+    """Return the conversation that asks for a report on one image."""
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+
+
+def pixel_size(processor: Any) -> tuple[int, int]:
+    """Return the (height, width) in pixels that the image processor hands to the model."""
+    image_processor = processor.image_processor
+    for size in (getattr(image_processor, "crop_size", None), image_processor.size):
+        if size and size.get("height"):
+            return int(size["height"]), int(size["width"])
+        if size and size.get("shortest_edge"):
+            return int(size["shortest_edge"]), int(size["shortest_edge"])
+    raise UserError(f"{type(image_processor).__name__}: has neither crop_size nor size with a height")
+
+
+def square_box(height: int, width: int) -> tuple[float, float, float, float]:
+    """Return the central square of an image as (x0, y0, x1, y1) fractions: what the model is shown."""
+    side = min(height, width)
+    x0, y0 = (width - side) / 2 / width, (height - side) / 2 / height
+    return x0, y0, 1 - x0, 1 - y0
+
+
+def fit_pixels(pixels: "np.ndarray", processor: Any) -> "Image":
+    """Return (H, W) uint8 as an RGB image of exactly the model's size, from the central square.
+
+    The processor then has nothing left to resize, however often it is called.
+    """
+    from PIL import Image
+
+    height, width = pixels.shape
+    x0, y0, x1, y1 = square_box(height, width)
+    rows, columns = pixel_size(processor)
+    box = (x0 * width, y0 * height, x1 * width, y1 * height)
+    return Image.fromarray(pixels).resize((columns, rows), Image.Resampling.LANCZOS, box=box).convert("RGB")
+
+
+def model_pixels(study: Study, processor: Any) -> "Image":
+    """Return a study's first image (frontal where there is one) at the model's size."""
+    return fit_pixels(decode_image(study.images[0].bytes), processor)

@@ -1,0 +1,162 @@
+"""Training the phantom's base and expert, each in a process of its own: `python -m valor.models.train JOB`.
+
+The parent (`train_phantoms`) starts both at once, each on one thread: on two cores they take the time of the longer.
+A child writes its checkpoint directory atomically and ends when its parent is gone; SIGTERM to the parent ends both.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from valor import artifacts
+from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, ValorError
+
+log = logging.getLogger(__name__)
+_POLL_S = 0.2
+
+
+def train_phantoms(
+    jobs: Mapping[str, tuple[dict[str, Any], Path]], *, work: Path, done: Callable[[str], object]
+) -> None:
+    """Train the models of `jobs` concurrently.
+
+    Args:
+        jobs: kind (`base`, `expert`) to (the models section of the recipe as a dict, checkpoint directory to make).
+        work: an existing directory for the job files; none of them stays.
+        done: called with the kind as soon as its directory is complete, so that it outlives a kill of the other.
+
+    Raises:
+        ValorError: what the first child that failed raised.
+        Interrupted: SIGTERM.
+    """
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    children: dict[str, subprocess.Popen[bytes]] = {}
+    with _sigterm_interrupts(), _files_vanish(jobs, work), _children_end(children):
+        for kind, (settings, path) in jobs.items():
+            job = work / f"{kind}.job.json"
+            fields = {"kind": kind, "settings": settings, "path": str(path), "leads": not children}
+            artifacts.write_json(job, {**fields, "parent": os.getpid()})
+            children[kind] = subprocess.Popen([sys.executable, "-m", "valor.models.train", str(job)], env=environment)
+        waiting = dict(children)
+        while waiting:
+            for kind, child in list(waiting.items()):
+                code = child.poll()
+                if code is not None:
+                    _check(kind, code, work)
+                    done(kind)
+                    del waiting[kind]
+            time.sleep(_POLL_S)
+
+
+@contextlib.contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """Raise Interrupted at the first SIGTERM while the block runs, in the main thread: no other may listen."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(*_: object) -> None:
+        # A second one must not stop the first from ending the children.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        raise Interrupted("fetch_models: told to end while training phantom models; run again to train them")
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def _children_end(children: Mapping[str, "subprocess.Popen[bytes]"]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for child in children.values():
+            if child.poll() is None:
+                child.terminate()
+                child.wait()
+
+
+@contextlib.contextmanager
+def _files_vanish(jobs: Mapping[str, tuple[dict[str, Any], Path]], work: Path) -> Iterator[None]:
+    """Remove the job files, and what a child that was killed had begun to write."""
+    try:
+        yield
+    finally:
+        for kind, (_, path) in jobs.items():
+            for file in work.glob(f"{kind}.job.*"):
+                file.unlink(missing_ok=True)
+            shutil.rmtree(path.with_name(path.name + ".partial"), ignore_errors=True)
+
+
+def _check(kind: str, code: int, work: Path) -> None:
+    if code < 0:
+        raise ResourceError(
+            f"fetch_models: training the phantom {kind} was killed by signal {-code}; was memory short?"
+        )
+    if code:
+        report = work / f"{kind}.job.error"
+        line = (
+            report.read_text(encoding="utf-8")
+            if report.exists()
+            else f"training the phantom {kind} failed, see the log"
+        )
+        raise BY_EXIT_CODE.get(code, ValorError)(line)
+
+
+def main(job_path: Path) -> int:
+    """Run one job in this process and return its exit code."""
+    job = json.loads(job_path.read_text(encoding="utf-8"))
+    check = stop_when_orphaned(job["parent"])
+    try:
+        check()
+        _train(job, check)
+    except Interrupted as error:
+        return error.exit_code
+    except ValorError as error:
+        job_path.with_suffix(".error").write_text(str(error), encoding="utf-8")
+        return error.exit_code
+    return 0
+
+
+def _train(job: Mapping[str, Any], check: Callable[[], None]) -> None:
+    import torch
+
+    from valor.recipe import ModelSettings
+
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    torch.set_num_threads(1)
+    settings = ModelSettings.model_validate(job["settings"])
+    if job["kind"] == "base":
+        from valor.models.train_base import train_base
+
+        train_base(settings, path=Path(job["path"]), leads=job["leads"], check=check)
+    else:
+        from valor.models.train_expert import train_expert
+
+        train_expert(settings, path=Path(job["path"]), leads=job["leads"], check=check)
+
+
+def stop_when_orphaned(parent: int) -> Callable[[], None]:
+    """Return a check that raises Interrupted once process `parent` (killed with no chance to say so) is gone."""
+
+    def check() -> None:
+        if os.getppid() != parent:
+            raise Interrupted("fetch_models: the parent process is gone")
+
+    return check
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

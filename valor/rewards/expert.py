@@ -1,0 +1,75 @@
+"""Stage 2's rewards: how well a report fits the image in the eyes of a frozen expert.
+
+`paper` is the mean cosine of the report's sentences with the image, as VALOR (arXiv 2512.16201) describes it.
+`statements` is VALOR's closed variant, not the paper's: silence, length and wording cannot game it, because a labeler
+reads every report into one assertion per finding (`valor.models.statements`).
+"""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+from valor.models.sentences import sentences
+from valor.models.statements import Statements
+from valor.rewards.text import completion_text
+
+if TYPE_CHECKING:
+    from valor.models.expert import Expert
+
+LOWEST_SIMILARITY = -1.0
+LOWEST_STATEMENTS = -10.0
+"""What an empty, truncated or repetitive report gets: below every other report, and a number, since TRL gives a nan
+reward the advantage 0, which is above the median."""
+_MAX_REPEATS = 2
+"""A sentence may stand in findings and again in the impression."""
+
+
+def expert_reward(
+    expert: "Expert", similarity: Literal["paper", "statements"] = "paper", *, eos_token_ids: Sequence[int] = ()
+) -> Callable[..., list[float]]:
+    """Return a reward in TRL's signature; rows carry `image_embed`, from `expert.embed_images`.
+
+    Args:
+        expert: frozen; for `statements` its gate must have been measured.
+        similarity: `paper` in [-1, 1], or `statements`, a mean log-probability in [-3, 0] or LOWEST_STATEMENTS.
+        eos_token_ids: where given, a completion whose `completion_ids` hold none of them counts as truncated.
+
+    Raises:
+        UserError: `statements` with an expert without calibration.
+    """
+    if similarity == "paper":
+        score, lowest = expert.paper_similarity, LOWEST_SIMILARITY
+    else:
+        score, lowest = Statements.of(expert).log_probability, LOWEST_STATEMENTS
+
+    def reward(
+        completions: Sequence[Any],
+        image_embed: Sequence[Sequence[float]],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        **_: Any,
+    ) -> list[float]:
+        import torch
+
+        texts = [completion_text(completion) for completion in completions]
+        cut = _truncated(completion_ids, len(texts), set(eos_token_ids))
+        last = [is_cut or not sentences(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
+        scores = score(torch.as_tensor(image_embed, dtype=torch.float32), texts)
+        return [lowest if is_last else float(value) for value, is_last in zip(scores, last, strict=True)]
+
+    reward.__name__ = f"expert_{similarity}_reward"
+    return reward
+
+
+def is_repetitive(report: str) -> bool:
+    """Tell whether a sentence comes more than twice, or less than half of the report's four-word runs are distinct."""
+    parts = [part.lower() for part in sentences(report)]
+    if any(parts.count(part) > _MAX_REPEATS for part in set(parts)):
+        return True
+    words = report.lower().split()
+    runs = list(zip(*(words[i:] for i in range(4)), strict=False))
+    return len(runs) >= 8 and len(set(runs)) < len(runs) / 2
+
+
+def _truncated(ids: Sequence[Sequence[int]] | None, count: int, ends: set[int]) -> list[bool]:
+    if ids is None or not ends:
+        return [False] * count
+    return [ends.isdisjoint(row) for row in ids]

@@ -1,0 +1,127 @@
+"""Fetch models: the base and the expert as verified checkpoint directories, from a place or trained on the phantom.
+
+A model that is trained here is kept in `work_root/models/<digest of settings and code>`, each on its own, so neither
+a killed task nor a lost pipeline cache trains it twice.
+"""
+
+import logging
+import tempfile
+from importlib import metadata
+from pathlib import Path
+
+from valor import artifacts, progress, storage
+from valor.context import Context
+from valor.errors import UserError
+from valor.models import expert_gate
+from valor.models.expert import GATE_FILE, require_dual_encoder
+from valor.models.loading import write_prompt
+from valor.models.resolve import resolve
+from valor.recipe import ModelSettings, PhantomStudies
+from valor.stages import StageResult
+
+log = logging.getLogger(__name__)
+
+_CODE = ("models", "clinical", "data/phantom", "data/manifest.py")
+"""Packages and modules of valor that a phantom model's weights depend on."""
+_LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "scipy", "scikit-learn")
+"""Libraries that draw, tokenize, train and measure."""
+
+
+def fetch_models(settings: ModelSettings, *, base: Path, expert: Path, context: Context) -> StageResult:
+    """Write the checkpoints `base` and `expert`.
+
+    Args:
+        settings: the recipe's `models` section.
+        base: the directory to make for the vision-language model; its `prompt.json` holds the prompt.
+        expert: the directory to make for the dual encoder and its `expert_gate.json`.
+        context: `work_root` keeps phantom models between runs.
+
+    Raises:
+        UserError: no such model, a hub id without a commit hash, or an expert that is no dual encoder.
+        IntegrityError: weights do not match their recorded sha256.
+        ServiceError: the hub or the store cannot be reached.
+    """
+    # Before training: a wrong place for one model should not cost the other's minutes.
+    if settings.expert != "phantom":
+        _outside("expert", settings, expert)
+    if settings.base != "phantom":
+        _outside("base", settings, base)
+    _phantoms(settings, {"base": base, "expert": expert}, context)
+    values = {}
+    gate_path = expert / GATE_FILE
+    if gate_path.exists():
+        gate = artifacts.read_json(gate_path)
+        log.info("%s", expert_gate.show(gate))
+        values = expert_gate.metrics(gate)
+    else:
+        log.info("the expert came without a measured gate: only grpo_vision.similarity: paper can use it")
+    return StageResult(metrics=values)
+
+
+def phantom_key(kind: str, settings: ModelSettings) -> str:
+    """Return the digest that a trained phantom model is kept under: its settings, the seed, the code, the libraries."""
+    own = {f"phantom_{kind}": getattr(settings, f"phantom_{kind}").model_dump(), "seed": settings.seed}
+    own |= {"prompt": settings.prompt} if kind == "base" else {"gate": settings.expert_gate.model_dump()}
+    # The reports' noise is the default of phantom studies, no setting of the model.
+    own |= {"noise": PhantomStudies().noise.model_dump(mode="json")}
+    root = Path(artifacts.__file__).parent
+    parts = [root / name for name in _CODE]
+    files = sorted(file for part in parts for file in (part.glob("*.py") if part.is_dir() else [part]))
+    code = [[file.relative_to(root).as_posix(), artifacts.digest_file(file)] for file in files]
+    return artifacts.digest_value([kind, own, code, [[name, metadata.version(name)] for name in _LIBRARIES]])
+
+
+def _phantoms(settings: ModelSettings, paths: dict[str, Path], context: Context) -> None:
+    """Copy the phantom models from the store; train those that it lacks, both at once."""
+    from valor.models.train import train_phantoms
+
+    wanted = [kind for kind in paths if getattr(settings, kind) == "phantom"]
+    uris = {kind: storage.join(context.work_root, "models", phantom_key(kind, settings)) for kind in wanted}
+    missing = [kind for kind in wanted if not storage.is_complete(uris[kind])]
+    with tempfile.TemporaryDirectory() as scratch:
+        jobs = {kind: (settings.model_dump(mode="json"), Path(scratch) / kind) for kind in missing}
+        train_phantoms(jobs, work=Path(scratch), done=lambda kind: _keep(jobs[kind][1], uris[kind]))
+    for kind in wanted:
+        log.info("%s: %s at %s", kind, "trained and kept" if kind in missing else "reused", uris[kind])
+        storage.get_dir(uris[kind], paths[kind])
+        artifacts.load_checkpoint_info(paths[kind])
+
+
+def _keep(path: Path, uri: str) -> None:
+    """Put a trained model into the store, unless another task has finished the same one and may be read already."""
+    if not storage.is_complete(uri):
+        storage.put_dir(path, uri)
+
+
+def _outside(kind: str, settings: ModelSettings, path: Path) -> None:
+    """Fetch a model from outside and give it a `valor.json`; one that it brought is verified first."""
+    source, revision = getattr(settings, kind), getattr(settings, f"{kind}_revision")
+    progress.report(0, 1, unit=f"{kind} fetched")
+    with artifacts.atomic_dir(path) as partial:
+        origin = resolve(source, revision=revision, setting=f"models.{kind}", path=partial)
+        try:
+            require_dual_encoder(partial) if kind == "expert" else _require_image_text(partial)
+        except UserError as error:
+            raise UserError(str(error).replace(str(partial), f"models.{kind} {source!r}")) from None
+        parents: dict[str, str] = {}
+        if (partial / artifacts.CHECKPOINT_INFO).exists():
+            artifacts.load_checkpoint_info(partial)
+            parents = {"source": artifacts.digest_file(partial / artifacts.CHECKPOINT_INFO)}
+        if kind == "base":
+            write_prompt(partial, settings.prompt)
+        artifacts.write_checkpoint_info(partial, stage="fetch_models", parents=parents, origin=origin)
+    progress.report(1, 1, unit=f"{kind} fetched")
+
+
+def _require_image_text(path: Path) -> None:
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: no model configuration that transformers knows ({type(error).__name__})") from None
+    if type(config) not in AutoModelForImageTextToText._model_mapping:
+        raise UserError(
+            f"{path}: model_type is {config.model_type!r}, which reads no image; the base must be an "
+            "image-text-to-text model such as llava"
+        )

@@ -1,0 +1,51 @@
+"""Stage 1, text GRPO: rewards that can be verified against the reference report (arXiv 2512.16201).
+
+The language model and the projector train; the vision tower is frozen. Every reward is logged by its name.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from valor.context import Context
+from valor.recipe import GrpoTextSettings
+from valor.stages import StageResult
+
+
+def grpo_text(
+    settings: GrpoTextSettings, *, dataset: Path, parent: Path, checkpoint: Path, context: Context
+) -> StageResult:
+    """Align `parent` with the text rewards of the recipe and write `checkpoint`."""
+    from valor.rewards.text import build as build_rewards
+    from valor.training.arguments import GRPO_DEFAULTS, check_enough_prompts, grpo_arguments
+    from valor.training.launch import Policy, end_tokens, train
+    from valor.training.rows import grpo_rows
+
+    def build(policy: Policy) -> Any:
+        from valor.training.trainers import ReportGRPOTrainer
+
+        functions, weights = build_rewards(
+            settings.rewards, max_new_tokens=settings.max_new_tokens, eos_token_ids=end_tokens(policy.model)
+        )
+        args = grpo_arguments(
+            settings, output_dir=policy.output_dir, defaults=GRPO_DEFAULTS, reward_weights=list(weights)
+        )
+        check_enough_prompts(args, studies=len(policy.studies))
+        return ReportGRPOTrainer(
+            model=policy.model,
+            reward_funcs=list(functions),
+            args=args,
+            train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt),
+            processing_class=policy.processor,
+        )
+
+    metrics, cleanup = train(
+        "grpo_text",
+        settings,
+        dataset=dataset,
+        parents={"parent": parent},
+        checkpoint=checkpoint,
+        context=context,
+        projector_only=False,
+        build=build,
+    )
+    return StageResult(metrics=metrics, cleanup=cleanup)

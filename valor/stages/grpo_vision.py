@@ -1,0 +1,52 @@
+"""Stage 2, vision GRPO: the projector alone learns from a frozen expert's similarity (arXiv 2512.16201).
+
+The expert scores the X-ray against each candidate report; the scores become rank-normalised advantages. No reference
+report takes part: the rows that the rewards see do not hold one.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from valor.context import Context
+from valor.recipe import GrpoVisionSettings
+from valor.stages import StageResult
+
+
+def grpo_vision(
+    settings: GrpoVisionSettings, *, dataset: Path, parent: Path, expert: Path, checkpoint: Path, context: Context
+) -> StageResult:
+    """Align the projector of `parent` with the expert's similarity and write `checkpoint`."""
+    from valor.models.expert import Expert
+    from valor.rewards.expert import expert_reward
+    from valor.training.arguments import VISION_DEFAULTS, check_enough_prompts, grpo_arguments
+    from valor.training.launch import Policy, end_tokens, train
+    from valor.training.rows import grpo_rows
+
+    def build(policy: Policy) -> Any:
+        from valor.training.trainers import RankGRPOTrainer
+
+        judge = Expert.load(expert)
+        reward = expert_reward(judge, similarity=settings.similarity, eos_token_ids=end_tokens(policy.model))
+        args = grpo_arguments(settings, output_dir=policy.output_dir, defaults=VISION_DEFAULTS, reward_weights=[1.0])
+        check_enough_prompts(args, studies=len(policy.studies))
+        rows = grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=judge.embed_images)
+        return RankGRPOTrainer(
+            model=policy.model,
+            reward_funcs=[reward],
+            args=args,
+            train_dataset=rows,
+            processing_class=policy.processor,
+            tolerance=settings.tolerance,
+        )
+
+    metrics, cleanup = train(
+        "grpo_vision",
+        settings,
+        dataset=dataset,
+        parents={"parent": parent, "expert": expert},
+        checkpoint=checkpoint,
+        context=context,
+        projector_only=True,
+        build=build,
+    )
+    return StageResult(metrics=metrics, cleanup=cleanup)

@@ -1,0 +1,47 @@
+"""Look at the source and the champion before anything else runs; never cached, so new data is always seen."""
+
+import logging
+
+from valor import artifacts
+from valor.context import Context
+from valor.data.shards import plan_shards
+from valor.recipe import DataSettings
+from valor.stages import StageResult
+
+log = logging.getLogger(__name__)
+
+
+def preflight(
+    settings: DataSettings, *, root: str, annotations_root: str, model_name: str, context: Context
+) -> StageResult:
+    """Return the source's digest, its shards and the current champion.
+
+    Args:
+        settings: the recipe's `data` section.
+        root: directory, gs:// address, or `phantom`.
+        annotations_root: place of annotations.parquet and truth.parquet, "" for none.
+        model_name: the registered model whose champion the candidate will meet.
+        context: where the stage runs.
+
+    Returns:
+        values `source_digest`, `shards` (JSON list of {"index", "count", "digest"}, empty shards left out),
+        `champion_uri` and `champion_digest` ("" where there is no champion).
+
+    Raises:
+        UserError: no data root, or no study in it.
+    """
+    from valor.tracking.registry import champion
+
+    shards, studies = plan_shards(root, annotations_root=annotations_root, settings=settings)
+    champion_uri, champion_digest = champion(model_name)
+    source_digest = artifacts.digest_value([shard.digest for shard in shards])
+    log.info("%s: %d studies in %d shards, source digest %s", root, studies, len(shards), source_digest[:12])
+    return StageResult(
+        metrics={"source_studies": studies, "shards": len(shards)},
+        values={
+            "source_digest": source_digest,
+            "shards": f"[{','.join(shard.to_json() for shard in shards)}]",
+            "champion_uri": champion_uri,
+            "champion_digest": champion_digest,
+        },
+    )

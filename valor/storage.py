@@ -1,0 +1,329 @@
+"""Files and directories at a place that is a local path or gs://BUCKET/PREFIX: one way to read and write both.
+
+A directory is put whole or not at all: its files go first and a manifest (`_manifest.json`: size and sha256 of each
+file) last, so a directory without a manifest is work that somebody did not finish. Reading one back verifies it.
+This is the only code that talks to Google Cloud Storage; STORAGE_EMULATOR_HOST is honoured. It leaves out permissions
+and life-cycle rules, which belong to the bucket.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from valor import artifacts
+from valor.artifacts import MANIFEST
+from valor.errors import IntegrityError, ServiceError, UserError, ValorError
+
+if TYPE_CHECKING:
+    from google.cloud.storage import Blob, Bucket, Client
+
+RETRY_S = 60.0
+"""For how long one request to Google Cloud Storage is tried again before it is a ServiceError."""
+DOWNLOAD_RETRY_S = 900.0
+"""The same for a whole download, whose clock starts with the first byte of a file of many GB."""
+_REQUEST_S = 30.0
+
+
+def is_remote(uri: str | Path) -> bool:
+    """Tell whether `uri` is in Google Cloud Storage."""
+    return str(uri).startswith("gs://")
+
+
+def join(uri: str | Path, *parts: str) -> str:
+    """Return `uri` with relative path parts appended."""
+    return "/".join([str(uri).rstrip("/"), *(_safe(part) for part in parts)])
+
+
+def exists(uri: str | Path) -> bool:
+    """Tell whether there is a file, or a directory that holds one, at `uri`."""
+    if not is_remote(uri):
+        return _local(uri).exists()
+    with _gcs_errors(str(uri)):
+        return _blob(uri).exists(timeout=_REQUEST_S, retry=_retry()) or bool(_blobs(uri, limit=1))
+
+
+def is_complete(uri: str | Path) -> bool:
+    """Tell whether the directory at `uri` was put whole, that is, whether its manifest is there."""
+    return exists(join(uri, MANIFEST))
+
+
+def list_files(uri: str | Path) -> list[str]:
+    """Return the sorted relative paths of all files below `uri`; a missing directory has none."""
+    return [name for name, _, _ in listing(uri)]
+
+
+def listing(uri: str | Path) -> list[tuple[str, int, str]]:
+    """Return (relative path, size in bytes, stamp) of all files below `uri`, sorted by path.
+
+    The stamp changes when the file does: the time of modification in ns, or the object's generation.
+    """
+    if is_remote(uri):
+        prefix = _prefix(uri)
+        with _gcs_errors(str(uri)):
+            found = [(blob.name.removeprefix(prefix), blob.size, str(blob.generation)) for blob in _blobs(uri)]
+        return sorted((_safe(name), size, stamp) for name, size, stamp in found if name)
+    root, rows = _local(uri), []
+    for folder, _, names in os.walk(root):
+        for name in names:
+            path = Path(folder, name)
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                rows.append((path.relative_to(root).as_posix(), stat.st_size, str(stat.st_mtime_ns)))
+    return sorted(rows)
+
+
+def read_bytes(uri: str | Path) -> bytes:
+    """Return a file's content; raise UserError where there is none."""
+    if not is_remote(uri):
+        try:
+            return _local(uri).read_bytes()
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            raise UserError(f"{uri}: no such file") from None
+    with _gcs_errors(str(uri)):
+        return _blob(uri).download_as_bytes(timeout=_REQUEST_S, retry=_retry())
+
+
+def put_file(local: str | Path, uri: str | Path) -> None:
+    """Copy a local file to `uri`, in place of what is there, atomically."""
+    if is_remote(uri):
+        with _gcs_errors(str(uri)):
+            _blob(uri).upload_from_filename(str(local), timeout=_REQUEST_S, retry=_retry())
+        return
+    target = _local(uri)
+    partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
+    with artifacts.full_disk_is_a_resource_error(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            shutil.copyfile(local, partial)
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def put_dir(local: str | Path, uri: str | Path) -> dict[str, Any]:
+    """Copy a local directory to `uri` (files first, manifest last) and return the manifest.
+
+    What was at `uri` stops being complete before the first file is replaced; files that the new directory does not
+    hold are removed. Symbolic links are followed.
+    """
+    source = Path(local)
+    if not source.is_dir():
+        raise UserError(f"{local}: no such directory")
+    names = [name for name in list_files(source) if name != MANIFEST]
+    manifest = {"files": {name: _facts(source / name) for name in names}}
+    old = set(list_files(uri))
+    if MANIFEST in old:
+        _delete(join(uri, MANIFEST))
+    for name in names:
+        put_file(source / name, join(uri, name))
+    for name in sorted(old - set(names) - {MANIFEST}):
+        _delete(join(uri, name))
+    _put_json(manifest, join(uri, MANIFEST))
+    return manifest
+
+
+def get_dir(uri: str | Path, local: str | Path, *, manifest: bool = True) -> Path:
+    """Copy the directory at `uri` to `local`, replacing it atomically, and return `local`.
+
+    Args:
+        uri: where it is.
+        local: the directory to make; the manifest is not copied into it.
+        manifest: require and verify the manifest; without, take whatever files are there (an outside directory).
+
+    Raises:
+        IntegrityError: no manifest, or a file is missing or altered.
+        UserError: there is nothing at `uri`.
+    """
+    expected = read_manifest(uri)["files"] if manifest else dict.fromkeys(list_files(uri))
+    if not expected:
+        raise UserError(f"{uri}: no such directory, or an empty one")
+    with artifacts.atomic_dir(Path(local)) as folder:
+        for name, facts in expected.items():
+            target = folder / _safe(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _get_file(join(uri, name), target, required=facts is not None)
+            if facts is not None and _facts(target) != facts:
+                raise IntegrityError(_altered(join(uri, name), _facts(target), facts))
+    return Path(local)
+
+
+def verify_dir(uri: str | Path) -> dict[str, Any]:
+    """Compare a local directory with its manifest, file by file, and return the manifest.
+
+    Raises:
+        IntegrityError: no manifest, or a file is missing, altered or added.
+        UserError: there is nothing at `uri`, or it is remote (get it first).
+    """
+    if is_remote(uri):
+        raise UserError(f"{uri}: only a local directory can be verified in place; get it first")
+    manifest = read_manifest(uri)
+    found = {name: _facts(_local(uri) / name) for name in list_files(uri) if name != MANIFEST}
+    for name in sorted(found.keys() | manifest["files"].keys()):
+        if found.get(name) != manifest["files"].get(name):
+            raise IntegrityError(_altered(join(uri, name), found.get(name), manifest["files"].get(name)))
+    return manifest
+
+
+def read_manifest(uri: str | Path) -> dict[str, Any]:
+    """Return the manifest of a directory: `{"files": {relative path: {"size", "sha256"}}}`."""
+    place = join(uri, MANIFEST)
+    if not exists(place):
+        if not exists(uri):
+            raise UserError(f"{uri}: no such directory")
+        raise IntegrityError(f"{place}: missing; whoever wrote {uri} did not finish, write it again")
+    try:
+        value = json.loads(read_bytes(place))
+        for name in value["files"]:
+            _safe(name)
+        return value
+    except (ValueError, KeyError, TypeError):
+        raise IntegrityError(f"{place}: not a manifest; write {uri} again") from None
+
+
+def delete_tree(uri: str | Path) -> None:
+    """Delete everything at and below `uri`, the manifest first; nothing there is no error."""
+    if not is_remote(uri):
+        path = _local(uri)
+        (path / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(path, ignore_errors=True)
+        return
+    if not _prefix(uri):
+        raise UserError(f"{uri}: will not delete a whole bucket; name a directory in it")
+    for name in sorted(list_files(uri), key=lambda name: name != MANIFEST):
+        _delete(join(uri, name))
+
+
+def _local(uri: str | Path) -> Path:
+    text = str(uri)
+    if "://" in text and not text.startswith("file://"):
+        raise UserError(f"{uri}: storage is a local path or gs://BUCKET/PREFIX")
+    return Path(text.removeprefix("file://"))
+
+
+def _safe(name: str) -> str:
+    """Return a relative path that cannot leave its directory."""
+    path = PurePosixPath(name)
+    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise IntegrityError(f"{name!r}: a file name in storage that leaves its directory; refuse the directory")
+    return name
+
+
+def _facts(path: Path) -> dict[str, Any]:
+    return {"size": path.stat().st_size, "sha256": artifacts.digest_file(path)}
+
+
+def _altered(place: str, found: dict[str, Any] | None, expected: dict[str, Any] | None) -> str:
+    def shown(facts: dict[str, Any] | None) -> str:
+        return f"{facts['size']} bytes, sha256 {facts['sha256']}" if facts else "no such file"
+
+    return f"{place}: holds {shown(found)}, the manifest says {shown(expected)}; it was altered, put it again"
+
+
+def _put_json(value: Any, uri: str) -> None:
+    if is_remote(uri):
+        with _gcs_errors(uri):
+            _blob(uri).upload_from_string(
+                json.dumps(value, indent=2, sort_keys=True), "application/json", timeout=_REQUEST_S, retry=_retry()
+            )
+        return
+    _local(uri).parent.mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(_local(uri), value)
+
+
+def _get_file(uri: str, target: Path, *, required: bool) -> None:
+    try:
+        if is_remote(uri):
+            with _gcs_errors(uri):
+                _blob(uri).download_to_filename(str(target), timeout=_REQUEST_S, retry=_retry(DOWNLOAD_RETRY_S))
+        else:
+            shutil.copyfile(_local(uri), target)
+    except (FileNotFoundError, UserError):
+        if required:
+            raise IntegrityError(f"{uri}: missing, the manifest names it; put the directory again") from None
+        raise
+
+
+def _delete(uri: str) -> None:
+    if not is_remote(uri):
+        _local(uri).unlink(missing_ok=True)
+        return
+    with contextlib.suppress(UserError), _gcs_errors(uri):
+        _blob(uri).delete(timeout=_REQUEST_S, retry=_retry())
+
+
+def _split(uri: str | Path) -> tuple[str, str]:
+    bucket, _, name = str(uri).removeprefix("gs://").partition("/")
+    if not bucket:
+        raise UserError(f"{uri}: names no bucket; expected gs://BUCKET/PREFIX")
+    return bucket, name.strip("/")
+
+
+def _prefix(uri: str | Path) -> str:
+    name = _split(uri)[1]
+    return f"{name}/" if name else ""
+
+
+def _bucket(uri: str | Path) -> "Bucket":
+    return _client(os.environ.get("STORAGE_EMULATOR_HOST", ""), os.getpid()).bucket(_split(uri)[0])
+
+
+def _blob(uri: str | Path) -> "Blob":
+    return _bucket(uri).blob(_split(uri)[1] or "/")
+
+
+def _blobs(uri: str | Path, limit: int | None = None) -> list["Blob"]:
+    bucket = _bucket(uri)
+    return list(
+        bucket.client.list_blobs(bucket, prefix=_prefix(uri), max_results=limit, timeout=_REQUEST_S, retry=_retry())
+    )
+
+
+@functools.lru_cache(maxsize=2)
+def _client(emulator: str, pid: int) -> "Client":
+    """Return the client; a changed emulator, or a fork, gets one of its own."""
+    try:
+        from google.cloud import storage
+    except ImportError:
+        raise UserError("gs:// needs google-cloud-storage; pip install 'valor-rrg[gcp]'") from None
+    return storage.Client()
+
+
+def _retry(seconds: float = 0.0) -> Any:
+    from google.cloud.storage.retry import DEFAULT_RETRY
+
+    return DEFAULT_RETRY.with_timeout(seconds or RETRY_S)
+
+
+@contextlib.contextmanager
+def _gcs_errors(uri: str) -> Iterator[None]:
+    """Turn what the client raises into UserError (nothing there), ResourceError (full disk) or ServiceError."""
+    try:
+        with artifacts.full_disk_is_a_resource_error(Path(uri)):
+            yield
+    except (ValorError, ImportError):
+        raise
+    except Exception as error:
+        from google.api_core.exceptions import NotFound
+        from google.auth.exceptions import GoogleAuthError
+
+        if isinstance(error, NotFound):
+            raise UserError(f"{uri}: no such file, or no such bucket") from None
+        if not _is_client_failure(error):
+            raise
+        fix = "set GOOGLE_APPLICATION_CREDENTIALS" if isinstance(error, GoogleAuthError) else "try again later"
+        what = f"Google Cloud Storage failed after retries ({type(error).__name__})"
+        raise ServiceError(f"{uri}: {what}; {fix}") from error
+
+
+def _is_client_failure(error: Exception) -> bool:
+    import requests
+    from google.api_core.exceptions import GoogleAPIError
+    from google.auth.exceptions import GoogleAuthError
+
+    return isinstance(error, GoogleAPIError | GoogleAuthError | requests.RequestException | ConnectionError)

@@ -1,0 +1,1 @@
+"""What VALOR adds to TRL's trainers."""

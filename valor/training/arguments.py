@@ -1,0 +1,124 @@
+"""The trainer's arguments: VALOR's defaults, then the recipe's `trainer:` verbatim, then what VALOR alone decides.
+
+TRL's defaults are not textbook GRPO (`loss_type="dapo"`, `beta=0`, bf16 wherever it runs), so the three that define
+the algorithm are set here and recorded with every checkpoint. None of these are the paper's values, which are not
+public.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from valor.errors import UserError
+from valor.recipe import TrainStage
+
+SFT_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 2e-5,
+    "num_train_epochs": 3,
+    "per_device_train_batch_size": 16,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.03,
+    "max_grad_norm": 1.0,
+    "logging_steps": 10,
+    "completion_only_loss": True,
+    "include_num_input_tokens_seen": "non_padding",
+}
+GRPO_DEFAULTS: dict[str, Any] = {
+    "loss_type": "grpo",
+    "beta": 0.0,
+    "learning_rate": 1e-6,
+    "num_generations": 8,
+    "per_device_train_batch_size": 8,
+    "gradient_accumulation_steps": 8,
+    "num_train_epochs": 1,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 1.0,
+    "temperature": 1.0,
+    "scale_rewards": "group",
+    "logging_steps": 1,
+}
+VISION_DEFAULTS: dict[str, Any] = {**GRPO_DEFAULTS, "learning_rate": 1e-5}
+_COMMON: dict[str, Any] = {
+    "save_strategy": "steps",
+    "save_steps": 0.1,
+    # A hidden NaN would train on; the guard in valor.training.callbacks stops it instead.
+    "logging_nan_inf_filter": False,
+    "dataloader_num_workers": 0,
+    "dataloader_pin_memory": False,
+    "disable_tqdm": True,
+    "logging_strategy": "steps",
+}
+_HIDDEN = {"output_dir", "logging_dir", "hub_token", "push_to_hub_token", "run_name", "log_completions_hub_repo"}
+
+
+def sft_arguments(settings: TrainStage, *, output_dir: Path) -> Any:
+    """Return TRL's SFTConfig; raise UserError in one line where the fields contradict each other."""
+    from trl import SFTConfig
+
+    return _arguments(SFTConfig, SFT_DEFAULTS, settings, output_dir, max_length=None)
+
+
+def grpo_arguments(
+    settings: TrainStage, *, output_dir: Path, defaults: dict[str, Any], reward_weights: list[float]
+) -> Any:
+    """Return TRL's GRPOConfig; raise UserError in one line where the fields contradict each other."""
+    from trl import GRPOConfig
+
+    owned = {"max_completion_length": settings.max_new_tokens, "reward_weights": reward_weights}
+    return _arguments(GRPOConfig, defaults, settings, output_dir, **owned)
+
+
+def check_enough_prompts(arguments: Any, *, studies: int) -> None:
+    """Refuse a generation that asks for more prompts than there are studies: TRL would train for 0 steps."""
+    prompts = arguments.generation_batch_size // arguments.num_generations
+    if studies < prompts:
+        raise UserError(
+            f"trainer: one generation takes {prompts} prompts (per_device_train_batch_size x steps_per_generation x "
+            f"processes / num_generations), there are {studies} training studies; lower the batch or use more studies"
+        )
+
+
+def steps_between_saves(arguments: Any) -> int:
+    """Return the optimizer steps from one to the next that ends where TRL's next generation begins.
+
+    TRL generates every `steps_per_generation` x `num_iterations` micro-batches, which need not be whole steps.
+    """
+    generation = getattr(arguments, "steps_per_generation", 1) * getattr(arguments, "num_iterations", 1)
+    return math.lcm(generation, arguments.gradient_accumulation_steps) // arguments.gradient_accumulation_steps
+
+
+def effective(arguments: Any) -> dict[str, Any]:
+    """Return every trainer field as used, JSON-able, without places and secrets."""
+    return {key: value for key, value in sorted(arguments.to_dict().items()) if key not in _HIDDEN}
+
+
+def _arguments(config: Any, defaults: dict[str, Any], settings: TrainStage, output_dir: Path, **owned: Any) -> Any:
+    import torch
+
+    fields = {
+        **_COMMON,
+        "use_cpu": not torch.accelerator.is_available(),
+        "bf16": settings.dtype == "bfloat16",
+        **defaults,
+        **settings.trainer,
+        "remove_unused_columns": False,
+        "output_dir": str(output_dir),
+        "seed": settings.seed,
+        "data_seed": settings.seed,
+        "report_to": "none",
+        "save_only_model": False,
+        # Old checkpoints go only once a newer one is committed, which the trainer does not know (valor.training.work).
+        "save_total_limit": None,
+        **owned,
+    }
+    if "gradient_checkpointing" not in settings.trainer:
+        # It trades time for memory, and memory is what a GPU lacks; the old name of the field is still accepted.
+        fields.setdefault("activation_checkpointing", torch.cuda.is_available())
+    try:
+        return config(**fields)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"trainer: {_one_line(error)}") from error
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

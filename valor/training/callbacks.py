@@ -1,0 +1,108 @@
+"""Callbacks of the training stages: progress and metrics out, checkpoints committed, the guard, a clean SIGTERM."""
+
+import contextlib
+import math
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+from transformers import TrainerCallback
+
+from valor import progress
+from valor.errors import GuardStop, Interrupted
+from valor.training.work import Work
+
+_SHOWN = ("loss", "reward", "learning_rate")
+
+
+class ReportProgress(TrainerCallback):
+    """Sends what the trainer logs to the stage's MLflow run and to the progress events."""
+
+    def __init__(self) -> None:
+        self._shown: dict[str, float] = {}
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Record one line of the log."""
+        from valor.tracking.runs import log_metrics
+
+        numbers = {key: float(value) for key, value in (logs or {}).items() if isinstance(value, int | float)}
+        self._shown |= {key: numbers[key] for key in _SHOWN if key in numbers}
+        log_metrics({f"train/{key}": value for key, value in numbers.items()}, step=state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Report one optimizer step."""
+        progress.report(state.global_step, state.max_steps, unit="steps", **self._shown)
+
+
+class StopOnNan(TrainerCallback):
+    """The guard: a loss or gradient that is no number will not become one again."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+        """Stop at the first log line with a NaN or an infinity, before the checkpoint of that step."""
+        for key in ("loss", "grad_norm"):
+            value = (logs or {}).get(key)
+            if isinstance(value, int | float) and not math.isfinite(value):
+                raise GuardStop(
+                    f"step {state.global_step}: {key} is {value}; lower trainer.learning_rate or check the rewards"
+                )
+
+    def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Stop before a checkpoint with broken weights is committed: steps since the last log line went unseen."""
+        require_finite(model, step=state.global_step)
+
+
+def require_finite(model: Any, *, step: int) -> None:
+    """Raise GuardStop if a trained parameter holds a NaN or an infinity."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and not torch.isfinite(parameter).all():
+            raise GuardStop(
+                f"step {step}: {name} holds a NaN or an infinity; lower trainer.learning_rate or check the rewards"
+            )
+
+
+class CommitCheckpoints(TrainerCallback):
+    """Makes the trainer's checkpoints count, at steps from which a resume is exact.
+
+    After SIGTERM it finishes the step, saves, and leaves with `Interrupted`. That is an advantage and no need: after
+    SIGKILL the stage continues from the last checkpoint.
+
+    Args:
+        work: the stage's work in progress.
+        every: optimizer steps between two generations; between them TRL holds completions that no checkpoint keeps.
+        told_to_end: set by SIGTERM (`sigterm`).
+    """
+
+    def __init__(self, work: Work, *, every: int, told_to_end: threading.Event):
+        self._work, self._every, self._told = work, every, told_to_end
+        self._due = False
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put a save off until the next step that a resume can start from."""
+        self._due = self._due or control.should_save or self._told.is_set()
+        ready = state.global_step % self._every == 0 or state.global_step >= state.max_steps
+        control.should_save = self._due and ready
+        self._due = self._due and not ready
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Commit what the trainer has just written, then leave if told to."""
+        if state.is_world_process_zero:
+            self._work.commit(state.global_step)
+        if self._told.is_set() and state.global_step < state.max_steps:
+            raise Interrupted(f"told to end at step {state.global_step} of {state.max_steps}; run again to continue")
+
+
+@contextlib.contextmanager
+def sigterm() -> Iterator[threading.Event]:
+    """Yield an event that SIGTERM sets while the block runs, in the main thread: no other may listen."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)

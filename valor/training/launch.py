@@ -1,0 +1,291 @@
+"""What the three training stages share: identity, seeds, freezing, resume, the checkpoint artifact, the numbers.
+
+A stage says which parts train and builds its trainer; everything else happens here, in this order: hold the work in
+progress, load the parent, freeze, attach the tower's memo, resume or begin, train, write the checkpoint artifact.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import valor
+from valor import artifacts
+from valor.context import Context, home
+from valor.data.manifest import Study
+from valor.errors import ResourceError, UserError
+from valor.models.loading import load_policy, prompt_of, save_policy
+from valor.recipe import TrainStage
+from valor.training.memo import TowerMemo
+from valor.training.rows import training_studies
+from valor.training.work import open_work
+
+log = logging.getLogger(__name__)
+
+_CODE = ("training", "rewards", "metrics", "clinical", "models", "data/manifest.py", "stages/{stage}.py")
+_LIBRARIES = ("torch", "transformers", "trl", "accelerate", "tokenizers")
+_HISTORY_POINTS = 60
+
+
+@dataclasses.dataclass
+class Policy:
+    """What a stage builds its trainer from."""
+
+    model: Any
+    processor: Any
+    prompt: str
+    studies: Sequence[Study]
+    output_dir: Path
+
+
+def train(
+    stage: str,
+    settings: TrainStage,
+    *,
+    dataset: Path,
+    parents: Mapping[str, Path],
+    checkpoint: Path,
+    context: Context,
+    projector_only: bool,
+    build: Callable[[Policy], Any],
+) -> tuple[dict[str, float], Callable[[], None]]:
+    """Run a training stage from its parent checkpoint to its own.
+
+    Args:
+        stage: the stage's name.
+        settings: its section of the recipe.
+        dataset: the dataset artifact.
+        parents: artifact directories by name; the first is the checkpoint to start from.
+        checkpoint: the directory to make.
+        context: where the work in progress lies, and the pipeline run's id.
+        projector_only: train the vision projector alone; else all but the vision tower.
+        build: makes the trainer.
+
+    Returns:
+        The stage's metrics, and what removes the work in progress: to be called once the artifact is stamped.
+
+    Raises:
+        UserError: impossible settings, or another process works on this very stage.
+        GuardStop: the loss or a trained parameter became NaN.
+        ResourceError: out of memory or disk.
+        Interrupted: SIGTERM; run again to continue.
+    """
+    from valor.training.callbacks import require_finite, sigterm
+
+    digests = {name: artifacts.read_stamp(path)["digest"] for name, path in {"dataset": dataset, **parents}.items()}
+    identity = {
+        "stage": stage,
+        "inputs": digests,
+        "settings": settings.model_dump(mode="json"),
+        "code": code_digest(stage),
+    }
+    work_root = context.work_root or str(home() / "work")
+    with (
+        open_work(work_root, identity=identity, pipeline_run=context.pipeline_run) as work,
+        _deterministic(settings.seed),
+        _out_of_memory_is_a_resource_error(stage),
+        sigterm() as told_to_end,
+        warnings.catch_warnings(),
+    ):
+        # transformers and TRL warn about each other's old names at every step.
+        warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
+        start = time.monotonic()
+        parent = next(iter(parents.values()))
+        model, processor = load_policy(parent)
+        trained = choose_trained(model, projector_only=projector_only)
+        memo = TowerMemo.attach(model)
+        studies = training_studies(dataset, studies=settings.studies, seed=settings.seed)
+        policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
+        trainer = _build(build, policy)
+        _add_callbacks(trainer, work, told_to_end)
+        resume = work.latest()
+        if resume is not None:
+            log.info("%s: continuing from %s", stage, resume.name)
+        if resume is None or not _restore_finished(trainer, resume):
+            trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+        if memo is not None:
+            memo.detach()
+        metrics = _metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
+        # Steps behind the last log line and the last save went unseen.
+        require_finite(policy.model, step=trainer.state.global_step)
+        _write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
+    return metrics, work.remove
+
+
+def code_digest(stage: str) -> str:
+    """Return a digest of the source and the libraries that a training stage's result depends on."""
+    root = Path(valor.__file__).parent
+    files: list[Path] = []
+    for name in _CODE:
+        path = root / name.format(stage=stage)
+        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
+    sources = [[file.relative_to(root).as_posix(), artifacts.digest_file(file)] for file in files]
+    return artifacts.digest_value([sources, [[name, metadata.version(name)] for name in _LIBRARIES]])
+
+
+def choose_trained(model: Any, *, projector_only: bool) -> dict[str, int]:
+    """Freeze the vision tower, and with `projector_only` everything but the projector.
+
+    Returns:
+        How many parameters train, of how many.
+
+    Raises:
+        UserError: the model has no projector that VALOR knows.
+    """
+    inner = model.model
+    if hasattr(inner, "vision_tower") and hasattr(inner, "multi_modal_projector"):
+        tower, projector = inner.vision_tower, inner.multi_modal_projector
+    elif hasattr(inner, "visual") and hasattr(inner.visual, "merger"):
+        tower, projector = inner.visual, inner.visual.merger
+    else:
+        raise UserError(f"{type(model).__name__}: has no vision projector that VALOR knows (LLaVA or Qwen-VL families)")
+    model.requires_grad_(not projector_only)
+    tower.requires_grad_(False)
+    projector.requires_grad_(True)
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return {"trained": sum(n for n, grad in counts if grad), "total": sum(n for n, _ in counts)}
+
+
+def end_tokens(model: Any) -> list[int]:
+    """Return the token ids that end a report."""
+    import torch
+
+    return torch.tensor(model.generation_config.eos_token_id).flatten().tolist()
+
+
+def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
+    """Build the trainer; TRL complains about settings with ValueError."""
+    from transformers import PrinterCallback
+
+    try:
+        trainer = build(policy)
+    except ValueError as error:
+        raise UserError(f"trainer: {' '.join(str(error).split())}") from error
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def _add_callbacks(trainer: Any, work: Any, told_to_end: Any) -> None:
+    from valor.training.arguments import steps_between_saves
+    from valor.training.callbacks import CommitCheckpoints, ReportProgress, StopOnNan
+
+    every = steps_between_saves(trainer.args)
+    trainer.add_callback(StopOnNan())
+    trainer.add_callback(ReportProgress())
+    trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end))
+
+
+def _restore_finished(trainer: Any, resume: Path) -> bool:
+    """Restore weights and state from a checkpoint of the last step; return False for one of any other.
+
+    transformers would train a step more than there are.
+    """
+    from transformers import TrainerState
+
+    state = TrainerState.load_from_json(str(resume / "trainer_state.json"))
+    if state.global_step < state.max_steps:
+        return False
+    trainer._load_from_checkpoint(str(resume))
+    trainer.state = state
+    return True
+
+
+def _write(
+    trainer: Any,
+    policy: Policy,
+    checkpoint: Path,
+    *,
+    stage: str,
+    settings: TrainStage,
+    digests: Mapping[str, str],
+    trained: Mapping[str, int],
+) -> None:
+    """Write the checkpoint artifact, whole or not at all."""
+    from valor.training.arguments import effective
+
+    parents = {name: digest for name, digest in digests.items() if name != "dataset"}
+    with artifacts.atomic_dir(checkpoint) as folder:
+        save_policy(
+            policy.model,
+            policy.processor,
+            folder,
+            stage=stage,
+            parents=parents,
+            prompt=policy.prompt,
+            dataset_digest=digests["dataset"],
+            settings=settings.model_dump(mode="json"),
+            trainer=effective(trainer.args),
+            trained_parameters=dict(trained),
+            studies=len(policy.studies),
+            history=_history(trainer.state.log_history),
+        )
+
+
+def _metrics(trainer: Any, *, trained: Mapping[str, int], seconds: float, resume: Path | None) -> dict[str, float]:
+    """Return the stage's numbers: what it cost, and first and last values of what it logged."""
+    state = trainer.state
+    metrics = {
+        "steps": float(state.global_step),
+        "seconds": seconds,
+        "tokens": float(state.num_input_tokens_seen),
+        "trained_parameters": float(trained["trained"]),
+        "resumed_from_step": float(resume.name.removeprefix("checkpoint-")) if resume else 0.0,
+    }
+    lines = [line for line in state.log_history if "loss" in line]
+    names = [key for key in lines[0] if key in ("loss", "reward") or key.startswith("rewards/")] if lines else []
+    tenth = max(1, len(lines) // 10)
+    for name in names:
+        values = [line[name] for line in lines if isinstance(line.get(name), int | float)]
+        short = name.removesuffix("/mean")
+        if values and not name.endswith("/std"):
+            metrics[f"{short}_first"] = sum(values[:tenth]) / len(values[:tenth])
+            metrics[f"{short}_last"] = sum(values[-tenth:]) / len(values[-tenth:])
+    return metrics
+
+
+def _history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return the training log, thinned to at most `_HISTORY_POINTS` lines that include the last."""
+    lines = [dict(line) for line in log_history if "loss" in line]
+    stride = max(1, -(-len(lines) // _HISTORY_POINTS))
+    return lines[::-1][::stride][::-1]
+
+
+@contextlib.contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """Seed every generator and, on a CPU, choose deterministic kernels (there they cost nothing)."""
+    import torch
+    from transformers import set_seed
+
+    set_seed(seed)
+    deterministic: Any = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    if not torch.cuda.is_available():
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic.fill_uninitialized_memory = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=True)
+        deterministic.fill_uninitialized_memory = before[1]
+
+
+@contextlib.contextmanager
+def _out_of_memory_is_a_resource_error(stage: str) -> Iterator[None]:
+    """Turn an exhausted device or host memory into an error that names the settings to change."""
+    import torch
+
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        # An exhausted host shows as a plain RuntimeError of torch's allocator.
+        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+            raise
+        raise ResourceError(
+            f"{stage}: out of memory; lower {stage}.trainer.per_device_train_batch_size (and raise "
+            f"gradient_accumulation_steps), set trainer.gradient_checkpointing, or lower {stage}.max_new_tokens"
+        ) from error

@@ -1,0 +1,110 @@
+"""Training rows for TRL: conversational prompts with an image, the reference report, the study's id.
+
+Each image is decoded once and kept at the model's size, 8-bit grayscale: in memory, or, above a limit, in a file
+that the system pages in. TRL asks for a row `num_generations` times per step, so a row must cost next to nothing.
+Training sees the `train` split's images and reports, and nothing else of a study.
+"""
+
+import tempfile
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from valor.data.manifest import Study, decode_image, read_studies
+from valor.errors import UserError
+from valor.models.loading import messages, model_pixels
+
+MEMORY_LIMIT_BYTES = 1 << 30
+
+
+def training_studies(dataset: Path, *, studies: int, seed: int) -> list[Study]:
+    """Return the studies to train on: all, or `studies` of them drawn by `seed`, sorted by study_id.
+
+    Raises:
+        UserError: the dataset has no training studies, or fewer than asked for.
+    """
+    import numpy as np
+
+    every = read_studies(dataset, split="train")
+    if not every:
+        raise UserError(f"{dataset}: no study in split 'train'; training needs some")
+    if studies > len(every):
+        raise UserError(f"{dataset}: has {len(every)} training studies, the recipe asks for studies={studies}")
+    if not studies:
+        return every
+    chosen = np.random.default_rng(seed).permutation(len(every))[:studies]
+    return [every[i] for i in sorted(chosen)]
+
+
+class Pixels:
+    """The studies' images at the model's size: (N, H, W) uint8, bright is dense."""
+
+    def __init__(self, studies: Sequence[Study], processor: Any, *, limit_bytes: int = MEMORY_LIMIT_BYTES):
+        import numpy as np
+
+        first = np.asarray(model_pixels(studies[0], processor).convert("L"))
+        shape = (len(studies), *first.shape)
+        if int(np.prod(shape)) <= limit_bytes:
+            self._gray = np.empty(shape, np.uint8)
+        else:
+            # The mapping keeps the nameless file open for as long as it is needed.
+            with tempfile.TemporaryFile() as file:
+                self._gray = np.memmap(file, np.uint8, "w+", shape=shape)
+        for i, study in enumerate(studies):
+            self._gray[i] = np.asarray(model_pixels(study, processor).convert("L"))
+
+    def image(self, i: int) -> Any:
+        """Return image `i` as RGB."""
+        from PIL import Image
+
+        return Image.fromarray(self._gray[i]).convert("RGB")
+
+
+def sft_rows(studies: Sequence[Study], processor: Any, *, prompt: str) -> Any:
+    """Return a `datasets.Dataset` of prompt, completion and image: loss falls on the report alone."""
+    pixels = Pixels(studies, processor)
+    return _dataset(
+        len(studies),
+        lambda i: {
+            "prompt": messages(prompt),
+            "completion": [{"role": "assistant", "content": studies[i].text}],
+            "image": pixels.image(i),
+        },
+    )
+
+
+def grpo_rows(
+    studies: Sequence[Study], processor: Any, *, prompt: str, embed: Callable[[list[Any]], Any] | None = None
+) -> Any:
+    """Return a `datasets.Dataset` of prompt, image, study_id and either `reference` or `image_embed`.
+
+    Args:
+        studies: the training studies.
+        processor: the policy's processor.
+        prompt: the question.
+        embed: stage 2's expert, (H, W) uint8 images to (N, D); its rows carry no reference report, so no reward can
+            read one. An image is embedded when it is first asked for.
+    """
+    pixels = Pixels(studies, processor)
+    embeds: dict[int, list[float]] = {}
+
+    def row(i: int) -> dict[str, Any]:
+        fields = {"prompt": messages(prompt), "image": pixels.image(i), "study_id": studies[i].study_id}
+        if embed is None:
+            return {**fields, "reference": studies[i].text}
+        if i not in embeds:
+            embeds[i] = embed([decode_image(studies[i].images[0].bytes)])[0].tolist()
+        return {**fields, "image_embed": embeds[i]}
+
+    return _dataset(len(studies), row)
+
+
+def _dataset(length: int, row: Callable[[int], dict[str, Any]]) -> Any:
+    """Return a `datasets.Dataset` whose rows are made when they are read."""
+    from datasets import Dataset
+
+    def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        made = [row(i) for i in batch["row"]]
+        return {key: [one[key] for one in made] for key in made[0]}
+
+    return Dataset.from_dict({"row": list(range(length))}).with_transform(rows)

@@ -1,0 +1,229 @@
+"""A training stage's work in progress: trainer checkpoints that survive the death of its pod.
+
+`work_root/<digest of inputs, settings, code>` holds `checkpoint-<step>` directories, each complete once its
+`checkpoint.json` (sha256 of every file, written last) is there; a lease (`valor.training.lease`); and, after a failure
+that no retry can mend, a marker. `work_root` is a directory, where the trainer writes in place, or gs://, where it
+writes to local scratch space and each checkpoint is copied up. The optimizer's and the generators' states in there are
+torch files, read with `weights_only`; none of them enters an artifact.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from valor import artifacts, storage
+from valor.errors import BY_EXIT_CODE, DataError, GuardStop, IntegrityError, ServiceError, UserError, ValorError
+from valor.training.lease import Lease
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "checkpoint.json"
+MARKER = "failed"
+LEASE = "lease"
+KEEP = 2
+"""Checkpoints kept: the newest, and one to fall back to."""
+FOR_GOOD = (UserError, DataError, GuardStop, IntegrityError)
+"""Failures that the same inputs, settings and code would meet again."""
+
+
+class Work:
+    """One stage's work in progress, held by this process.
+
+    Attributes:
+        scratch: the local directory that the trainer writes `checkpoint-<step>` directories into.
+    """
+
+    def __init__(self, place: str, scratch: Path):
+        self.place, self.scratch = place, scratch
+        self._remote = storage.is_remote(place)
+
+    def commit(self, step: int) -> None:
+        """Make `checkpoint-<step>` count: everything on disk first, then the manifest; drop old ones."""
+        name = f"checkpoint-{step}"
+        path = self.scratch / name
+        write_manifest(path)
+        if self._remote:
+            storage.put_dir(path, f"{self.place}/{name}")
+        for old in self._steps()[KEEP:]:
+            self._delete(old)
+
+    def latest(self) -> Path | None:
+        """Return the newest complete checkpoint as a local directory; broken ones are deleted on the way."""
+        for step in self._steps():
+            path = self.scratch / f"checkpoint-{step}"
+            try:
+                if self._remote:
+                    shutil.rmtree(path, ignore_errors=True)
+                    storage.get_dir(f"{self.place}/{path.name}", path)
+                verify_manifest(path)
+            except (IntegrityError, UserError):
+                self._delete(step)
+            else:
+                return path
+        return None
+
+    def clear(self) -> None:
+        """Drop every checkpoint."""
+        for step in self._steps():
+            self._delete(step)
+
+    def remove(self) -> None:
+        """Remove all of it, after the block of `open_work`: the stage's artifact is stamped, nobody needs it again."""
+        files = _Files(self.place)
+        try:
+            with _lease(files, name=self.place):
+                files.remove_all()
+        except (UserError, ServiceError) as error:
+            # The artifact stands. Another process may have begun the same stage, or the store be away.
+            log.warning("%s: the work in progress stays (%s)", self.place, error)
+            return
+        if not files.remote:
+            Path(f"{self.place}.lock").unlink(missing_ok=True)
+
+    def _steps(self) -> list[int]:
+        """Return the steps of all checkpoints, complete or not, newest first."""
+        names = {path.name for path in self.scratch.glob("checkpoint-*")}
+        if self._remote:
+            names |= {file.split("/")[0] for file in storage.list_files(self.place)}
+        steps = (name.removeprefix("checkpoint-") for name in names if name.startswith("checkpoint-"))
+        return sorted((int(step) for step in steps if step.isdigit()), reverse=True)
+
+    def _delete(self, step: int) -> None:
+        name = f"checkpoint-{step}"
+        # Without its manifest a half-deleted checkpoint is plainly incomplete.
+        (self.scratch / name / MANIFEST).unlink(missing_ok=True)
+        shutil.rmtree(self.scratch / name, ignore_errors=True)
+        if self._remote:
+            storage.delete_tree(f"{self.place}/{name}")
+
+
+@contextlib.contextmanager
+def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) -> Iterator[Work]:
+    """Hold the work in progress of a stage. It outlives the block: `Work.remove` ends it once the artifact is stamped.
+
+    Args:
+        work_root: a directory or gs://.
+        identity: inputs' digests, settings and code: what the result depends on.
+        pipeline_run: id of the pipeline run; a failure for good ends further tries within it at once.
+
+    Raises:
+        UserError: another live process of this host works on it.
+        ServiceError: a process on another host works on it.
+        ValorError: the verdict of an earlier try within the same pipeline run.
+    """
+    digest = artifacts.digest_value(identity)[:32]
+    place = f"{work_root.rstrip('/')}/{digest}"
+    files = _Files(place)
+    with contextlib.ExitStack() as stack:
+        if files.remote:
+            scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="valor-work-")))
+        else:
+            scratch = Path(place)
+            scratch.mkdir(parents=True, exist_ok=True)
+        work = Work(place, scratch)
+        stack.enter_context(_lease(files, name=place))
+        _repeat_verdict(files, work, pipeline_run)
+        try:
+            yield work
+        except FOR_GOOD as error:
+            _leave_marker(files, work, error, pipeline_run)
+            raise
+
+
+@contextlib.contextmanager
+def _lease(files: "_Files", *, name: str) -> Iterator[None]:
+    lease = Lease(
+        read=lambda: files.read(LEASE),
+        write=lambda text: files.write(LEASE, text),
+        delete=lambda: files.delete(LEASE),
+        name=name,
+    )
+    guard = None
+    if not files.remote:
+        # Beside the place, not in it: the place itself is removed at the end.
+        guard = Path(f"{files.place}.lock")
+    with lease.held(guard):
+        yield
+
+
+def _repeat_verdict(files: "_Files", work: Work, pipeline_run: str) -> None:
+    """Raise an earlier failure for good of the same pipeline run; a new run starts afresh."""
+    text = files.read(MARKER)
+    if not text:
+        return
+    marker = json.loads(text)
+    if pipeline_run and marker["pipeline_run"] == pipeline_run:
+        raise BY_EXIT_CODE[marker["exit_code"]](f"{marker['error']} (failed for good in this run; not tried again)")
+    work.clear()
+    files.delete(MARKER)
+
+
+def _leave_marker(files: "_Files", work: Work, error: ValorError, pipeline_run: str) -> None:
+    """Keep the verdict for blind retries, and drop the checkpoints: nobody resumes them."""
+    work.clear()
+    files.write(MARKER, json.dumps({"pipeline_run": pipeline_run, "exit_code": error.exit_code, "error": str(error)}))
+
+
+def write_manifest(path: Path) -> None:
+    """Write `checkpoint.json` with every file's sha256, after all of them have reached the disk."""
+    files = {}
+    with artifacts.full_disk_is_a_resource_error(path):
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and p.name != MANIFEST):
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+            files[file.relative_to(path).as_posix()] = artifacts.digest_file(file)
+        _sync_dir(path)
+        artifacts.write_json(path / MANIFEST, {"files": files})
+        _sync_dir(path)
+
+
+def verify_manifest(path: Path) -> None:
+    """Compare a checkpoint with its manifest.
+
+    Raises:
+        IntegrityError: the manifest is missing or cut, or a file is missing or altered.
+    """
+    expected = artifacts.read_json(path / MANIFEST)["files"]
+    for name, digest in expected.items():
+        if not (path / name).is_file() or artifacts.digest_file(path / name) != digest:
+            raise IntegrityError(f"{path / name}: missing or altered since it was written")
+
+
+def _sync_dir(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class _Files:
+    """The lease and the marker: small text files beside the checkpoints, each in a folder of its own."""
+
+    def __init__(self, place: str):
+        self.place, self.remote = place, storage.is_remote(place)
+
+    def read(self, name: str) -> str:
+        uri = self._uri(name)
+        return storage.read_bytes(uri).decode() if storage.exists(uri) else ""
+
+    def write(self, name: str, text: str) -> None:
+        with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            storage.put_file(file.name, self._uri(name))
+
+    def delete(self, name: str) -> None:
+        storage.delete_tree(f"{self.place}/{name}")
+
+    def remove_all(self) -> None:
+        storage.delete_tree(self.place)
+
+    def _uri(self, name: str) -> str:
+        return f"{self.place}/{name}/{name}.json"

@@ -26,6 +26,15 @@ def test_each_mention_is_judged():
     ]
 
 
+def test_a_narrower_name_says_the_finding_that_truth_knows_and_no_other():
+    truth = Expected(frozenset({"Consolidation"}), frozenset({"Consolidation", "Edema"}), {}, knows_appearances=True)
+    assert kinds("Possible pneumonia.", truth) == [("matched", "Pneumonia")]
+    assert cards.outcome(scores.read_report("Pneumonia."), truth)["matched"] == ["Consolidation"]
+    assert kinds("Right opacity.", truth) == [("unjudged", "Lung Opacity")]
+    report = Expected(truth.present, truth.judged, {})
+    assert cards.outcome(scores.read_report("Pneumonia."), report)["omitted"] == ["Consolidation"]
+
+
 def test_a_true_denial_is_plain():
     assert kinds("No pneumothorax.", expect()) == []
     assert kinds("No acute disease.", expect()) == []

@@ -86,6 +86,21 @@ def test_the_wrong_side_is_a_match_of_the_finding_but_not_of_the_side():
     assert found["report_side_accuracy"] == pytest.approx(1 / 2)
 
 
+def test_pneumonia_names_the_consolidation_that_is_there_and_is_one_error_where_there_is_none():
+    truth = Truth(
+        findings=("Consolidation", "Pneumonia"),
+        studies={"s0": present("Consolidation"), "s1": {}},
+        implied={"s0": frozenset({"Pneumonia"}), "s1": frozenset()},
+    )
+    text = "Left pneumonia."
+    found = evaluate(predictions(hyps=[text, text], refs=REFS[:2]), truth)
+    assert found["truth_recall_consolidation"] == found["truth_side_accuracy"] == 1
+    assert found["truth_hallucination"] == pytest.approx(1 / 2)
+    assert found["truth_omission"] == 0
+    silent = evaluate(predictions(hyps=["Left opacity.", "Clear lungs."], refs=REFS[:2]), truth)
+    assert silent["truth_omission"] == 1
+
+
 def test_truth_and_report_are_judged_apart():
     truth = Truth(
         findings=("Pleural Effusion", "Pneumothorax", "Edema"),

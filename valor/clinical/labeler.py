@@ -86,18 +86,18 @@ def aggregate(statements: Iterable[tuple[str, Label]]) -> dict[str, Label]:
     return {finding: best[finding] for finding in FINDINGS if finding in best}
 
 
-def with_parents(labels: Mapping[str, Label]) -> dict[str, Label]:
-    """Return labels in which a positive finding makes its parents in CheXpert's hierarchy positive.
+def ancestors(finding: str) -> frozenset[str]:
+    """Return what a finding is a narrower name of in CheXpert's hierarchy: "Pneumonia" of Consolidation, Lung Opacity.
 
     `label` keeps to what the text says, as published figures do; a comparison with a truth that knows appearances
-    wants "pneumonia" to count as consolidation. Cardiomegaly does not imply Enlarged Cardiomediastinum here: the two
+    wants "pneumonia" to name the consolidation. Cardiomegaly is no kind of Enlarged Cardiomediastinum here: the two
     are told apart in the image.
     """
-    closed = dict(labels)
+    found: set[str] = set()
     for child, parent in PARENTS:
-        if closed.get(child) == "positive":
-            closed[parent] = "positive"
-    return {finding: closed[finding] for finding in FINDINGS if finding in closed}
+        if child == finding or child in found:
+            found.add(parent)
+    return frozenset(found)
 
 
 def _sentences(text: str) -> Iterable[tuple[int, tuple[Reading, ...]]]:

@@ -41,7 +41,7 @@ class View:
 
 def outcome(statement: Statement, expected: Expected) -> dict[str, list[str]]:
     """Return a report's matched, hallucinated and omitted findings, each sorted."""
-    said, present = statement.stated & expected.judged, expected.present & expected.judged
+    said, present = scores.said(statement, expected).keys(), expected.present & expected.judged
     return {
         "matched": sorted(said & present),
         "hallucinated": sorted(said - present),
@@ -53,13 +53,15 @@ def kind_of(mention: Mention, statement: Statement, expected: Expected) -> str:
     """Return how a mention is shown: matched, hallucinated, denied (an omission said aloud), unjudged or "" (plain)."""
     if mention.finding == "No Finding":
         missed = (expected.present & expected.judged) - {"Support Devices"}
-        return "denied" if mention.label == "positive" and missed and not statement.stated & missed else ""
+        denies_all = missed and not scores.said(statement, expected).keys() & missed
+        return "denied" if mention.label == "positive" and denies_all else ""
     if mention.label == "negative":
-        wrong = mention.finding in expected.present & expected.judged and mention.finding not in statement.stated
-        return "denied" if wrong else ""
-    if mention.finding not in expected.judged:
+        there = mention.finding in expected.present & expected.judged
+        return "denied" if there and mention.finding not in scores.said(statement, expected) else ""
+    names = expected.names(mention.finding)
+    if not names:
         return "unjudged"
-    return "matched" if mention.finding in expected.present else "hallucinated"
+    return "matched" if names & expected.present else "hallucinated"
 
 
 def segments(text: str, statement: Statement, expected: Expected) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from valor.clinical.labeler import Mention, label, mentions
+from valor.clinical.labeler import Mention, ancestors, label, mentions
 from valor.clinical.vocabulary import OBSERVATIONS, Label
 from valor.evaluation import grounding
 from valor.evaluation.inputs import Predictions, Truth, finite_or_zero, side_set
@@ -49,11 +49,25 @@ class Statement:
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a source holds for one study: findings, the findings it can judge, and their sides."""
+    """What a source holds for one study.
+
+    Attributes:
+        present: its findings.
+        judged: the findings it can judge.
+        sides: of each finding.
+        knows_appearances: a narrower name says a finding that is there: "pneumonia" names the consolidation. Truth
+            wants that; a report is compared by its words, as in published figures.
+    """
 
     present: frozenset[str]
     judged: frozenset[str]
     sides: Mapping[str, frozenset[str]]
+    knows_appearances: bool = False
+
+    def names(self, finding: str) -> frozenset[str]:
+        """Return the findings of this source that a finding's name says: itself, and broader ones that are there."""
+        broader = ancestors(finding) & self.present if self.knows_appearances else frozenset()
+        return (broader | {finding}) & self.judged
 
 
 def read_report(text: str) -> Statement:
@@ -76,7 +90,16 @@ def expected_of_truth(truth: Truth, study: str) -> Expected:
     present = truth.studies[study]
     sides = {finding: value.sides for finding, value in present.items()}
     judged = frozenset(truth.findings) - truth.implied[study]
-    return Expected(present=frozenset(present), judged=judged, sides=sides)
+    return Expected(present=frozenset(present), judged=judged, sides=sides, knows_appearances=True)
+
+
+def said(statement: Statement, expected: Expected) -> dict[str, frozenset[str]]:
+    """Return the judged findings that a report says, each with the sides that it gives."""
+    found: dict[str, frozenset[str]] = {}
+    for finding in statement.stated:
+        for name in expected.names(finding):
+            found[name] = found.get(name, frozenset()) | statement.sides.get(finding, frozenset())
+    return found
 
 
 def expectations(references: Mapping[str, Statement], truth: Truth | None) -> dict[Source, dict[str, Expected]]:
@@ -91,18 +114,18 @@ def expectations(references: Mapping[str, Statement], truth: Truth | None) -> di
 
 def clinical_counts(stated: Statement, expected: Expected) -> dict[str, float]:
     """Return one study's clinical columns against one source, without the source's prefix."""
-    said, present = stated.stated & expected.judged, expected.present & expected.judged
-    counts = {f"tp/{f}": 1.0 for f in said & present}
-    counts |= {f"fp/{f}": 1.0 for f in said - present}
-    counts |= {f"fn/{f}": 1.0 for f in present - said}
+    found, present = said(stated, expected), expected.present & expected.judged
+    counts = {f"tp/{f}": 1.0 for f in found.keys() & present}
+    counts |= {f"fp/{f}": 1.0 for f in found.keys() - present}
+    counts |= {f"fn/{f}": 1.0 for f in present - found.keys()}
     # A line or a pacemaker makes no study abnormal, as in CheXpert's "No Finding".
     kind, kept = ("abnormal", "abnormal_found") if present - {_DEVICES} else ("normal", "normal_kept")
-    called_abnormal = bool(said - {_DEVICES})
+    called_abnormal = bool(found.keys() - {_DEVICES})
     counts[kind] = 1.0
     counts[kept] = float(called_abnormal == (kind == "abnormal"))
-    sided = [f for f in said & present if expected.sides.get(f)]
+    sided = [f for f in found.keys() & present if expected.sides.get(f)]
     counts["side"] = float(len(sided))
-    counts["side_right"] = float(sum(stated.sides.get(f, frozenset()) == expected.sides[f] for f in sided))
+    counts["side_right"] = float(sum(found[f] == expected.sides[f] for f in sided))
     return counts
 
 

@@ -10,6 +10,7 @@ def fetch_models(
     task: str,
     run: str,
     settings: str,
+    models_digest: str,
     base: dsl.Output[dsl.Model],
     expert: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
@@ -24,4 +25,5 @@ def fetch_models(
         settings=settings,
         metrics=metrics,
         outputs={"base": base, "expert": expert},
+        values={"models_digest": models_digest},
     )

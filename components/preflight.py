@@ -11,14 +11,16 @@ def preflight(
     run: str,
     settings: str,
     registry: str,
+    models: str,
     root: str,
     annotations_root: str,
     source_digest: dsl.OutputPath(str),  # type: ignore[valid-type]
+    models_digest: dsl.OutputPath(str),  # type: ignore[valid-type]
     champion_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
     champion_digest: dsl.OutputPath(str),  # type: ignore[valid-type]
     metrics: dsl.Output[dsl.Metrics],
 ) -> list:
-    """Look at the source and the registry; return the shards, one JSON string each."""
+    """Look at the source, the models and the registry; return the shards, one JSON string each."""
     import json
     import pathlib
 
@@ -34,9 +36,12 @@ def preflight(
             "root": root,
             "annotations_root": annotations_root,
             "model_name": json.loads(registry)["model_name"],
+            "base": json.loads(models)["base"],
+            "expert": json.loads(models)["expert"],
         },
     )
     pathlib.Path(source_digest).write_text(values["source_digest"])
+    pathlib.Path(models_digest).write_text(values["models_digest"])
     pathlib.Path(champion_uri).write_text(values["champion_uri"])
     pathlib.Path(champion_digest).write_text(values["champion_digest"])
     return [json.dumps(shard, sort_keys=True) for shard in json.loads(values["shards"])]

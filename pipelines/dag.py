@@ -72,10 +72,10 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
         places = {"root": data_root, "annotations_root": annotations_root}
         the_end = step("finish", finish(run=RUN), cached=False)
         with dsl.ExitHandler(the_end, name="recipe"):
-            # What is there: the source, its shards and the champion. Everything waits for this cheap look.
+            # What is there: the source, its shards, the models and the champion. Everything waits for this cheap look.
             look = step(
                 "preflight",
-                preflight(task="preflight", run=RUN, settings=data, registry=registry, **places),
+                preflight(task="preflight", run=RUN, settings=data, registry=registry, models=models, **places),
                 cached=False,
             )
             champion_uri, champion_digest = look.outputs["champion_uri"], look.outputs["champion_digest"]
@@ -90,8 +90,14 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
                 ),
             )
             dataset, evidence = valid.outputs["dataset"], valid.outputs["evidence"]
-            fetched = step("fetch_models", fetch_models(task="fetch_models", run=RUN, settings=models))
-            fetched.after(valid if serial else look)
+            fetched = step(
+                "fetch_models",
+                fetch_models(
+                    task="fetch_models", run=RUN, settings=models, models_digest=look.outputs["models_digest"]
+                ),
+            )
+            if serial:
+                fetched.after(valid)
             expert = fetched.outputs["expert"]
 
             # Training: supervised, then text rewards, then the expert's similarity.

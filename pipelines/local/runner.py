@@ -27,7 +27,8 @@ from valor.recipe import Recipe
 from valor.stages import VERBOSE_ERRORS
 
 POLL_S = 0.25
-MEMORY_S = 1.0
+MEMORY_S = 3.0
+"""Between two looks at the tree's memory: the kernel walks page tables for it."""
 CLOSE_TRACKING_S = 15.0
 
 

@@ -154,7 +154,9 @@ def test_stage_by_hand_prints_its_values_and_fails_with_its_code(tmp_path, capfd
     monkeypatch.setenv("VALOR_HOME", str(tmp_path))
     monkeypatch.setenv("VALOR_TRACKING", "off")
     settings = json.dumps({"phantom": {"train": 3, "val": 1, "test": 1}, "shards": 1})
-    places = ["--value", "annotations_root=", "--value", "model_name=m"]
+    places = [
+        f for pair in ("annotations_root=", "model_name=m", "base=phantom", "expert=phantom") for f in ("--value", pair)
+    ]
     assert stage(["preflight", "--settings", settings, "--value", "root=phantom", *places]) == 0
     assert '"count"' in capfd.readouterr().out
     assert stage(["preflight", "--settings", settings, "--value", f"root={tmp_path}/none", *places]) == 2

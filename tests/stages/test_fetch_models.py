@@ -43,7 +43,7 @@ def outside(tmp_path):
 
 def _fetch(settings, tmp_path, name="out"):
     paths = {kind: tmp_path / name / kind for kind in ("base", "expert")}
-    result = fetch_models(settings, **paths, context=Context(work_root=str(tmp_path / "work")))
+    result = fetch_models(settings, **paths, models_digest="", context=Context(work_root=str(tmp_path / "work")))
     return paths, result
 
 

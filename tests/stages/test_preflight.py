@@ -15,10 +15,9 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def look(root, **settings):
-    return preflight(
-        DataSettings(**settings), root=str(root), annotations_root="", model_name="valor-test", context=Context()
-    )
+def look(root, *, base="phantom", **settings):
+    places = {"root": str(root), "annotations_root": "", "base": str(base), "expert": "org/expert"}
+    return preflight(DataSettings(**settings), **places, model_name="valor-test", context=Context())
 
 
 def test_shards_and_source_digest_follow_the_data(tmp_path):
@@ -41,3 +40,16 @@ def test_a_missing_root_is_a_user_error_that_names_it(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no such data root, or it is empty"):
         look(tmp_path / "empty")
+
+
+def test_other_weights_at_the_same_address_are_another_identity(tmp_path):
+    tree, base = mimic_tree(tmp_path / "root"), tmp_path / "base"
+    phantom = look(tree.root).values["models_digest"]
+    base.mkdir()
+    (base / "model.safetensors").write_bytes(b"one")
+    first = look(tree.root, base=base).values["models_digest"]
+    assert first != phantom
+    assert look(tree.root, base=base).values["models_digest"] == first
+    (base / "model.safetensors").write_bytes(b"two!")
+    assert look(tree.root, base=base).values["models_digest"] != first
+    assert look(tree.root, base=tmp_path / "none").values["models_digest"] == phantom, "fetch_models says so"

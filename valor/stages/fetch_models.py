@@ -27,13 +27,16 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "scipy",
 """Libraries that draw, tokenize, train and measure."""
 
 
-def fetch_models(settings: ModelSettings, *, base: Path, expert: Path, context: Context) -> StageResult:
+def fetch_models(
+    settings: ModelSettings, *, base: Path, expert: Path, models_digest: str, context: Context
+) -> StageResult:
     """Write the checkpoints `base` and `expert`.
 
     Args:
         settings: the recipe's `models` section.
         base: the directory to make for the vision-language model; its `prompt.json` holds the prompt.
         expert: the directory to make for the dual encoder and its `expert_gate.json`.
+        models_digest: what preflight saw at their places; it makes other weights at the same address new work.
         context: `work_root` keeps phantom models between runs.
 
     Raises:

@@ -1,8 +1,9 @@
 """Look at the source and the champion before anything else runs; never cached, so new data is always seen."""
 
 import logging
+from pathlib import Path
 
-from valor import artifacts
+from valor import artifacts, storage
 from valor.context import Context
 from valor.data.shards import plan_shards
 from valor.recipe import DataSettings
@@ -12,20 +13,29 @@ log = logging.getLogger(__name__)
 
 
 def preflight(
-    settings: DataSettings, *, root: str, annotations_root: str, model_name: str, context: Context
+    settings: DataSettings,
+    *,
+    root: str,
+    annotations_root: str,
+    model_name: str,
+    base: str,
+    expert: str,
+    context: Context,
 ) -> StageResult:
-    """Return the source's digest, its shards and the current champion.
+    """Return the source's digest, its shards, the outside models' digest and the current champion.
 
     Args:
         settings: the recipe's `data` section.
         root: directory, gs:// address, or `phantom`.
         annotations_root: place of annotations.parquet and truth.parquet, "" for none.
         model_name: the registered model whose champion the candidate will meet.
+        base, expert: where the models come from (`models.base`, `models.expert`).
         context: where the stage runs.
 
     Returns:
         values `source_digest`, `shards` (JSON list of {"index", "count", "digest"}, empty shards left out),
-        `champion_uri` and `champion_digest` ("" where there is no champion).
+        `models_digest` (of the listings of models in a directory or at gs://), `champion_uri` and `champion_digest`
+        ("" where there is no champion).
 
     Raises:
         UserError: no data root, or no study in it.
@@ -41,7 +51,16 @@ def preflight(
         values={
             "source_digest": source_digest,
             "shards": f"[{','.join(shard.to_json() for shard in shards)}]",
+            "models_digest": artifacts.digest_value([_model_identity(place) for place in (base, expert)]),
             "champion_uri": champion_uri,
             "champion_digest": champion_digest,
         },
     )
+
+
+def _model_identity(place: str) -> list[tuple[str, int, str]]:
+    """Return the listing of a model's directory or gs:// address; a hub id is pinned by its revision, so it has none.
+
+    A place that does not exist has none either: `fetch_models` says so.
+    """
+    return storage.listing(place) if storage.is_remote(place) or Path(place).is_dir() else []

@@ -17,6 +17,7 @@ from valor import progress, stages
 from valor.artifacts import full_disk_is_a_resource_error, read_stamp, write_json
 from valor.context import Context
 from valor.errors import ValorError
+from valor.startup import spare_the_collector
 
 FAILED = "failed"
 """File in VALOR_RUN_DIR that says that a task of this run has failed."""
@@ -53,6 +54,7 @@ def run_stage(
     Raises:
         SystemExit: with the error's exit code; the error's one line is on standard error.
     """
+    spare_the_collector()
     outputs = dict(outputs or {})
     _stop_after_failure(task)
     context = Context.from_environment(pipeline_run=os.environ.get("VALOR_PIPELINE_RUN") or run, task=task)

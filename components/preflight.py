@@ -12,8 +12,10 @@ def preflight(
     settings: str,
     registry: str,
     models: str,
+    evaluation: str,
     root: str,
     annotations_root: str,
+    public: bool,
     source_digest: dsl.OutputPath(str),  # type: ignore[valid-type]
     models_digest: dsl.OutputPath(str),  # type: ignore[valid-type]
     champion_uri: dsl.OutputPath(str),  # type: ignore[valid-type]
@@ -35,6 +37,8 @@ def preflight(
         values={
             "root": root,
             "annotations_root": annotations_root,
+            "public": json.dumps(public),
+            "publish_text": json.dumps(any(json.loads(section)["publish_text"] for section in (registry, evaluation))),
             "model_name": json.loads(registry)["model_name"],
             "base": json.loads(models)["base"],
             "expert": json.loads(models)["expert"],

@@ -68,6 +68,7 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
         registry: str = recipe.section_json("registry"),
         data_root: str = recipe.data.root,
         annotations_root: str = recipe.data.annotations_root,
+        data_public: bool = recipe.data.public,
     ):
         places = {"root": data_root, "annotations_root": annotations_root}
         the_end = step("finish", finish(run=RUN), cached=False)
@@ -75,7 +76,16 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
             # What is there: the source, its shards, the models and the champion. Everything waits for this cheap look.
             look = step(
                 "preflight",
-                preflight(task="preflight", run=RUN, settings=data, registry=registry, models=models, **places),
+                preflight(
+                    task="preflight",
+                    run=RUN,
+                    settings=data,
+                    registry=registry,
+                    models=models,
+                    evaluation=evaluation,
+                    public=data_public,
+                    **places,
+                ),
                 cached=False,
             )
             champion_uri, champion_digest = look.outputs["champion_uri"], look.outputs["champion_digest"]

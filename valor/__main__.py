@@ -10,10 +10,12 @@ from pathlib import Path
 from valor import stages
 from valor.context import Context
 from valor.errors import UserError, ValorError
+from valor.startup import spare_the_collector
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run a stage; return its exit code."""
+    spare_the_collector()
     options = _parser().parse_args(arguments)
     try:
         result = stages.run(

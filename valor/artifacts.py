@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def digest_dir(path: Path) -> str:
     """
     files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _NOT_CONTENT)
     return digest_value([[p.relative_to(path).as_posix(), digest_file(p)] for p in files])
+
+
+def digest_code(parts: Iterable[str], libraries: Iterable[str]) -> str:
+    """Return the sha256 of source files of `valor` (a module's file, or a package with all below it) and of versions.
+
+    Args:
+        parts: paths below the package `valor`, such as `models` or `data/manifest.py`.
+        libraries: names of installed distributions.
+    """
+    root = Path(__file__).parent
+    files = {
+        file for part in parts for file in ([root / part] if part.endswith(".py") else (root / part).rglob("*.py"))
+    }
+    sources = [[file.relative_to(root).as_posix(), digest_file(file)] for file in sorted(files)]
+    return digest_value([sources, [[name, metadata.version(name)] for name in libraries]])
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -437,18 +437,26 @@ def _siblings(loc: tuple[int | str, ...]) -> str:
 
 
 def _check_publishing(recipe: Recipe, source: str) -> None:
-    """Refuse to publish text of a source that nobody has declared public; VALOR's own phantoms are nobody's."""
     published = {
         "publish_text": recipe.publish_text,
         "evaluation.publish_text": recipe.evaluation.publish_text,
         "registry.publish_text": recipe.registry.publish_text,
     }
     for key, value in published.items():
-        if value and recipe.data.root != "phantom" and not recipe.data.public:
-            raise UserError(
-                f"{source}: {key} is true, and data.root is {recipe.data.root!r}: everyone who sees MLflow would see "
-                "its reports and images; set publish_text: false, or data.public: true if the source's owner allows it"
-            )
+        check_publishing(key, value, root=recipe.data.root, public=recipe.data.public, source=source)
+
+
+def check_publishing(key: str, value: bool, *, root: str, public: bool, source: str) -> None:
+    """Refuse to publish text of a source that nobody has declared public; VALOR's own phantoms are nobody's.
+
+    Raises:
+        UserError: the setting `key` is true and the data is neither `phantom` nor public.
+    """
+    if value and root != "phantom" and not public:
+        raise UserError(
+            f"{source}: {key} is true, and data.root is {root!r}: everyone who sees MLflow would see "
+            "its reports and images; set publish_text: false, or data.public: true if the source's owner allows it"
+        )
 
 
 def _check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> None:

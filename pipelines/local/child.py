@@ -18,6 +18,7 @@ from components.entry import FAILED
 from valor import progress
 from valor.artifacts import full_disk_is_a_resource_error
 from valor.errors import Interrupted, ValorError
+from valor.startup import spare_the_collector
 
 GRACE_S = 8.0
 """How long tasks have between SIGTERM and SIGKILL."""
@@ -25,6 +26,7 @@ GRACE_S = 8.0
 
 def main() -> None:
     """Run the pipeline; exit with 0, 1 (a task failed, its own event says why) or a ValorError's code."""
+    spare_the_collector()
     pipeline_path, home = Path(sys.argv[1]), Path(sys.argv[2])
     _end_with_parent()
     progress.set_task("pipeline")

@@ -31,7 +31,15 @@ def ingest(tmp_path, metrics, settings):
         run="7",
         settings=settings,
         metrics=metrics,
-        values={"root": "phantom", "annotations_root": "", "model_name": "m", "base": "phantom", "expert": "phantom"},
+        values={
+            "root": "phantom",
+            "annotations_root": "",
+            "public": "false",
+            "publish_text": "false",
+            "model_name": "m",
+            "base": "phantom",
+            "expert": "phantom",
+        },
     )["shards"]
     output = dsl.Dataset(name="output", uri=str(tmp_path / "shard"))
     run_stage(

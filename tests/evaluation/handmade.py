@@ -120,9 +120,8 @@ def attention_entry(mention, study: PhantomStudy, focus: float, rng: np.random.G
 
 def write_predictions(path: Path, name: str, rows: list[dict], *, checkpoint_digest: str, digest: str = DIGEST) -> Path:
     path.mkdir()
-    predict.write_predictions(
-        path, rows, name=name, checkpoint_digest=checkpoint_digest, dataset_digest=digest, split="test"
-    )
+    predict.write_table(path, rows)
+    predict.write_info(path, name=name, checkpoint_digest=checkpoint_digest, dataset_digest=digest, split="test")
     artifacts.stamp(path, kind="predictions", stage="predict")
     return path
 

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import signal
 import subprocess
@@ -57,6 +58,17 @@ def _alive(pid: int) -> bool:
         return False
 
 
+def _trainers(parent: int) -> list[int]:
+    """Return the children of a process that train, and have come as far as loading torch."""
+    found = []
+    for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
+        with contextlib.suppress(OSError):
+            command, maps = (Path(f"/proc/{pid}/{name}").read_text() for name in ("cmdline", "maps"))
+            if "valor.models.train" in command and "libtorch_cpu" in maps:
+                found.append(int(pid))
+    return found
+
+
 def _wait_until(condition, *, seconds: float = 60) -> None:
     end = time.monotonic() + seconds
     while not condition():
@@ -68,18 +80,19 @@ def _wait_until(condition, *, seconds: float = 60) -> None:
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGKILL, -signal.SIGKILL)])
 def test_the_children_end_with_their_parent(tmp_path, number, code):
     settings = artifacts.canonical_json(_settings(subjects=100_000) | {"phantom_base": {"subjects": 100_000}})
-    parent = subprocess.Popen([sys.executable, "-c", PARENT, str(tmp_path), settings])
-    listed = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
-    _wait_until(lambda: len(listed.read_text().split()) == 2)
-    children = [int(pid) for pid in listed.read_text().split()]
-    # Long enough to get into the drawing of subjects, which would take many minutes.
-    time.sleep(3)
-    assert all(_alive(pid) for pid in children)
+    work, log = tmp_path / "work", tmp_path / "log"
+    work.mkdir()
+    with log.open("w") as output:
+        parent = subprocess.Popen([sys.executable, "-c", PARENT, str(work), settings], stdout=output, stderr=output)
+    # Both have loaded torch, so they are past their start: what they do next would take many minutes.
+    _wait_until(lambda: len(_trainers(parent.pid)) == 2)
+    children = _trainers(parent.pid)
+    assert all(_alive(pid) for pid in children), log.read_text()
     parent.send_signal(number)
     assert parent.wait(30) == code
     _wait_until(lambda: not any(_alive(pid) for pid in children))
     if number == signal.SIGTERM:
-        assert list(tmp_path.iterdir()) == []
+        assert list(work.iterdir()) == []
 
 
 def test_a_job_of_a_parent_that_is_gone_ends_at_once_and_one_of_this_process_is_trained(tmp_path):

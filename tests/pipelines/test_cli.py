@@ -154,13 +154,13 @@ def test_stage_by_hand_prints_its_values_and_fails_with_its_code(tmp_path, capfd
     monkeypatch.setenv("VALOR_HOME", str(tmp_path))
     monkeypatch.setenv("VALOR_TRACKING", "off")
     settings = json.dumps({"phantom": {"train": 3, "val": 1, "test": 1}, "shards": 1})
-    places = [
-        f for pair in ("annotations_root=", "model_name=m", "base=phantom", "expert=phantom") for f in ("--value", pair)
-    ]
+    given = {"annotations_root": "", "public": "false", "publish_text": "true", "model_name": "m"}
+    values = [f"{name}={value}" for name, value in {**given, "base": "phantom", "expert": "phantom"}.items()]
+    places = [argument for value in values for argument in ("--value", value)]
     assert stage(["preflight", "--settings", settings, "--value", "root=phantom", *places]) == 0
     assert '"count"' in capfd.readouterr().out
     assert stage(["preflight", "--settings", settings, "--value", f"root={tmp_path}/none", *places]) == 2
-    assert "valor: error:" in capfd.readouterr().err
+    assert "valor: error: preflight: publish_text is true" in capfd.readouterr().err
 
 
 GATE = ["gate", "--input", "evaluation=e", "--output", "verdict=x", "--value", "champion_digest="]

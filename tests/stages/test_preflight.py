@@ -15,8 +15,9 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def look(root, *, base="phantom", **settings):
-    places = {"root": str(root), "annotations_root": "", "base": str(base), "expert": "org/expert"}
+def look(root, *, base="phantom", public="false", publish_text="false", **settings):
+    places = {"root": str(root), "annotations_root": "", "public": public, "publish_text": publish_text}
+    places |= {"base": str(base), "expert": "org/expert"}
     return preflight(DataSettings(**settings), **places, model_name="valor-test", context=Context())
 
 
@@ -53,3 +54,11 @@ def test_other_weights_at_the_same_address_are_another_identity(tmp_path):
     (base / "model.safetensors").write_bytes(b"two!")
     assert look(tree.root, base=base).values["models_digest"] != first
     assert look(tree.root, base=tmp_path / "none").values["models_digest"] == phantom, "fetch_models says so"
+
+
+def test_text_of_data_that_is_not_public_is_not_shown(tmp_path):
+    tree = mimic_tree(tmp_path / "root")
+    with pytest.raises(UserError, match="publish_text is true"):
+        look(tree.root, publish_text="true")
+    assert look(tree.root, publish_text="true", public="true").values == look(tree.root).values
+    assert look("phantom", publish_text="true", shards=1, phantom={"train": 2, "val": 1, "test": 1}).values

@@ -20,19 +20,19 @@ def report(rng: np.random.Generator) -> tuple[str, str]:
     return f"There is a {size} {side} {finding}.", f"{finding} on the {side}."
 
 
-def write_dataset(path: Path, *, train: int = 12, image_px: int = 48) -> Path:
+def write_dataset(path: Path, *, train: int = 12, test: int = 3, image_px: int = 48) -> Path:
     rng = np.random.default_rng(5)
     path.mkdir(parents=True)
     digests = []
     with manifest.TableWriter(path / "shard-0.parquet", manifest.SCHEMA) as table:
-        for i in range(train):
+        for i in range(train + test):
             pixels = rng.integers(0, 255, (image_px, image_px), dtype=np.uint8)
             image = manifest.StudyImage(manifest.encode_image(pixels), f"{i}.dcm", str(i), "PA", "{}")
             findings, impression = report(rng)
             study = manifest.Study(
                 study_id=f"s{i:04d}", subject_id=f"p{i:04d}", images=(image,), findings=findings,
                 impression=impression, indication=None, comparison=None, sex=None, age_band=None, device=None,
-                split="train", source_digest="0",
+                split="train" if i < train else "test", source_digest="0",
             )  # fmt: skip
             table.write(study)
             digests.append(manifest.row_digest(study))

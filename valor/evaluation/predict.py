@@ -42,13 +42,25 @@ def schema() -> Any:
     )  # fmt: skip
 
 
-def write_predictions(path: Path, rows: Sequence[dict[str, Any]], *, name: str, **info: Any) -> None:
-    """Write the artifact's two files into an existing directory."""
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write the rows into an existing directory."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     pq.write_table(pa.Table.from_pylist(list(rows), schema=schema()), path / TABLE)
-    artifacts.write_json(path / INFO, {"name": name, "studies": len(rows), **info})
+
+
+def write_info(path: Path, *, name: str, **info: Any) -> dict[str, float]:
+    """Write whose predictions the directory's table holds, and return how many studies, cut reports and mean tokens."""
+    import pyarrow.parquet as pq
+
+    columns = pq.read_table(path / TABLE, columns=["hypothesis_tokens", "truncated"]).to_pydict()
+    studies = len(columns["truncated"])
+    artifacts.write_json(path / INFO, {"name": name, "studies": studies, **info})
+    if not studies:
+        return {"studies": 0}
+    tokens = sum(columns["hypothesis_tokens"]) / studies
+    return {"studies": studies, "truncated": sum(columns["truncated"]), "mean_tokens": tokens}
 
 
 def similarities(expert: "Expert", studies: Sequence[Study], reports: Sequence[str]) -> list[tuple[float, float]]:

@@ -83,7 +83,7 @@ def make_muon(matrices: list["torch.nn.Parameter"], *, lr: float, weight_decay: 
 
 
 def orthogonal(update: "torch.Tensor", coefficients: tuple[float, float, float], *, steps: int = 5) -> "torch.Tensor":
-    """Return (R, C) float32 near the orthogonal factor of `update`: singular values about 0.7 to 1.2 (Newton-Schulz)."""
+    """Return (R, C) float32 near `update`'s orthogonal factor: singular values about 0.7 to 1.2 (Newton-Schulz)."""
     a, b, c = coefficients
     tall = update.shape[0] > update.shape[1]
     x = update.T if tall else update

@@ -20,6 +20,7 @@ from typing import Any
 
 from valor import artifacts
 from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, ValorError
+from valor.startup import spare_the_collector
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
@@ -117,6 +118,7 @@ def _check(kind: str, code: int, work: Path) -> None:
 
 def main(job_path: Path) -> int:
     """Run one job in this process and return its exit code."""
+    spare_the_collector()
     job = json.loads(job_path.read_text(encoding="utf-8"))
     check = stop_when_orphaned(job["parent"])
     try:

@@ -6,7 +6,6 @@ a killed task nor a lost pipeline cache trains it twice.
 
 import logging
 import tempfile
-from importlib import metadata
 from pathlib import Path
 
 from valor import artifacts, progress, storage
@@ -67,11 +66,7 @@ def phantom_key(kind: str, settings: ModelSettings) -> str:
     own |= {"prompt": settings.prompt} if kind == "base" else {"gate": settings.expert_gate.model_dump()}
     # The reports' noise is the default of phantom studies, no setting of the model.
     own |= {"noise": PhantomStudies().noise.model_dump(mode="json")}
-    root = Path(artifacts.__file__).parent
-    parts = [root / name for name in _CODE]
-    files = sorted(file for part in parts for file in (part.glob("*.py") if part.is_dir() else [part]))
-    code = [[file.relative_to(root).as_posix(), artifacts.digest_file(file)] for file in files]
-    return artifacts.digest_value([kind, own, code, [[name, metadata.version(name)] for name in _LIBRARIES]])
+    return artifacts.digest_value([kind, own, artifacts.digest_code(_CODE, _LIBRARIES)])
 
 
 def _phantoms(settings: ModelSettings, paths: dict[str, Path], context: Context) -> None:

@@ -1,10 +1,15 @@
-"""Predict: greedy reports of one checkpoint on one split, with the expert's similarity and attention maps."""
+"""Predict: greedy reports of one checkpoint on one split, with the expert's similarity and attention maps.
+
+What was predicted is kept in `work_root/predictions/<digest of weights, data, settings and code>`: today's candidate is
+tomorrow's champion, and the champion's reports of the same studies need not be written again.
+"""
 
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 
-from valor import artifacts, progress
+from valor import artifacts, progress, storage
 from valor.context import Context
 from valor.data.manifest import read_studies
 from valor.errors import DataError, IntegrityError
@@ -13,6 +18,11 @@ from valor.recipe import PredictSettings
 from valor.stages import StageResult
 
 log = logging.getLogger(__name__)
+
+_CODE = (
+    "models", "clinical", "evaluation/predict.py", "evaluation/attention.py", "data/manifest.py", "stages/predict.py",
+)  # fmt: skip
+_LIBRARIES = ("torch", "transformers", "tokenizers", "pillow")
 
 
 def predict(
@@ -35,7 +45,7 @@ def predict(
         dataset: the dataset artifact.
         expert: the expert's checkpoint, for the similarity column.
         predictions: the directory to make.
-        context: unused places.
+        context: `work_root` keeps predictions between runs.
         checkpoint: the checkpoint artifact; absent for the champion.
         checkpoint_uri: where the champion lies in the model store; "" where there is none.
         checkpoint_digest: the champion's digest.
@@ -49,24 +59,31 @@ def predict(
     if checkpoint is None and not checkpoint_uri:
         log.info("there is no champion yet: its predictions are an empty table")
         with artifacts.atomic_dir(predictions) as path:
-            predictions_table.write_predictions(path, [], name=name, checkpoint_digest="", **info)
-        return StageResult(metrics={"studies": 0})
-    with tempfile.TemporaryDirectory() as scratch:
-        if checkpoint is None:
-            checkpoint = _fetch_champion(checkpoint_uri, checkpoint_digest, Path(scratch) / "champion")
-        rows = _predict(settings, checkpoint=checkpoint, dataset=dataset, expert=expert)
-        digest = artifacts.digest_dir(checkpoint)
-    with artifacts.atomic_dir(predictions) as path:
-        predictions_table.write_predictions(path, rows, name=name, checkpoint_digest=digest, **info)
-    truncated = sum(row["truncated"] for row in rows)
-    tokens = sum(row["hypothesis_tokens"] for row in rows)
-    metrics = {"studies": len(rows), "truncated": truncated, "mean_tokens": tokens / len(rows)}
+            predictions_table.write_table(path, [])
+            metrics = predictions_table.write_info(path, name=name, checkpoint_digest="", **info)
+        return StageResult(metrics=metrics)
+    digest = artifacts.digest_dir(checkpoint) if checkpoint else checkpoint_digest
+    with tempfile.TemporaryDirectory() as scratch, artifacts.atomic_dir(predictions) as path:
+        table = Path(scratch) / "kept"
+        identity = [digest, dataset_digest, artifacts.read_stamp(expert)["digest"], settings.model_dump(mode="json")]
+        key = artifacts.digest_value([*identity, artifacts.digest_code(_CODE, _LIBRARIES)])
+        kept = storage.join(context.work_root, "predictions", key)
+        if storage.is_complete(kept):
+            log.info("reused: %s", kept)
+            storage.get_dir(kept, table)
+        else:
+            if checkpoint is None:
+                checkpoint = _fetch_champion(checkpoint_uri, checkpoint_digest, Path(scratch) / "champion")
+            table.mkdir()
+            rows = _predict(settings, checkpoint=checkpoint, dataset=dataset, expert=expert)
+            predictions_table.write_table(table, rows)
+            storage.put_dir(table, kept)
+        shutil.copy2(table / predictions_table.TABLE, path)
+        metrics = predictions_table.write_info(path, name=name, checkpoint_digest=digest, **info)
     return StageResult(metrics=metrics)
 
 
 def _fetch_champion(uri: str, digest: str, local: Path) -> Path:
-    from valor import storage
-
     storage.get_dir(uri, local)
     found = artifacts.digest_dir(local)
     if found != digest:

@@ -6,7 +6,7 @@ from pathlib import Path
 from valor import artifacts, storage
 from valor.context import Context
 from valor.data.shards import plan_shards
-from valor.recipe import DataSettings
+from valor.recipe import DataSettings, check_publishing
 from valor.stages import StageResult
 
 log = logging.getLogger(__name__)
@@ -17,6 +17,8 @@ def preflight(
     *,
     root: str,
     annotations_root: str,
+    public: str,
+    publish_text: str,
     model_name: str,
     base: str,
     expert: str,
@@ -28,6 +30,9 @@ def preflight(
         settings: the recipe's `data` section.
         root: directory, gs:// address, or `phantom`.
         annotations_root: place of annotations.parquet and truth.parquet, "" for none.
+        public: "true" where the data's owner lets everyone see it.
+        publish_text: "true" where a later stage shows text or images: a compiled pipeline takes another root than the
+            one it was checked with.
         model_name: the registered model whose champion the candidate will meet.
         base, expert: where the models come from (`models.base`, `models.expert`).
         context: where the stage runs.
@@ -38,10 +43,11 @@ def preflight(
         ("" where there is no champion).
 
     Raises:
-        UserError: no data root, or no study in it.
+        UserError: no data root, no study in it, or its text would be shown though it is not public.
     """
     from valor.tracking.registry import champion
 
+    check_publishing("publish_text", publish_text == "true", root=root, public=public == "true", source="preflight")
     shards, studies = plan_shards(root, annotations_root=annotations_root, settings=settings)
     champion_uri, champion_digest = champion(model_name)
     source_digest = artifacts.digest_value([shard.digest for shard in shards])

@@ -10,11 +10,9 @@ import logging
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import valor
 from valor import artifacts
 from valor.context import Context, home
 from valor.data.manifest import Study
@@ -82,7 +80,7 @@ def train(
         "stage": stage,
         "inputs": digests,
         "settings": settings.model_dump(mode="json"),
-        "code": code_digest(stage),
+        "code": artifacts.digest_code([part.format(stage=stage) for part in _CODE], _LIBRARIES),
     }
     work_root = context.work_root or str(home() / "work")
     with (
@@ -115,17 +113,6 @@ def train(
         require_finite(policy.model, step=trainer.state.global_step)
         _write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
     return metrics, work.remove
-
-
-def code_digest(stage: str) -> str:
-    """Return a digest of the source and the libraries that a training stage's result depends on."""
-    root = Path(valor.__file__).parent
-    files: list[Path] = []
-    for name in _CODE:
-        path = root / name.format(stage=stage)
-        files += sorted(path.rglob("*.py")) if path.is_dir() else [path]
-    sources = [[file.relative_to(root).as_posix(), artifacts.digest_file(file)] for file in files]
-    return artifacts.digest_value([sources, [[name, metadata.version(name)] for name in _LIBRARIES]])
 
 
 def choose_trained(model: Any, *, projector_only: bool) -> dict[str, int]:

@@ -73,7 +73,8 @@ def render(
     brightness = _resample(density, warp, image_px)
     brightness += np.float32(acquisition.noise) * noise_rng.standard_normal(brightness.shape, dtype=np.float32)
     np.clip(brightness * np.float32(acquisition.gain) + np.float32(acquisition.offset), 0, 1, out=brightness)
-    masks = {name: _resample(field, warp, image_px) > 0.5 for name, field in canvas.masks.items()}
+    bilinear = Image.Resampling.BILINEAR
+    masks = {name: _resample(field, warp, image_px, bilinear) > 0.5 for name, field in canvas.masks.items()}
     return brightness ** np.float32(acquisition.gamma), masks
 
 
@@ -150,10 +151,11 @@ def _warp(acquisition: Acquisition, size: int, image_px: int) -> tuple[float, ..
     return (cos * k, -sin * k, offset_x, sin * k, cos * k, offset_y)
 
 
-def _resample(field: Field, warp: tuple[float, ...], image_px: int) -> Field:
+def _resample(
+    field: Field, warp: tuple[float, ...], image_px: int, method: Image.Resampling = Image.Resampling.BICUBIC
+) -> Field:
     picture = Image.fromarray(np.ascontiguousarray(field, dtype=np.float32))
-    size = (image_px, image_px)
-    return np.array(picture.transform(size, Image.Transform.AFFINE, warp, resample=Image.Resampling.BICUBIC))
+    return np.array(picture.transform((image_px, image_px), Image.Transform.AFFINE, warp, resample=method))
 
 
 def to_stored(brightness: NDArray[np.float32]) -> NDArray[np.uint16]:

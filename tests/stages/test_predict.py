@@ -1,0 +1,87 @@
+"""The predict stage on a tiny LLaVA: of this run's checkpoint, of the champion, and of what is kept already."""
+
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+sys.path.append(str(Path(__file__).parents[1] / "training"))
+from tiny_llava import world
+
+from valor import artifacts, storage
+from valor.context import Context
+from valor.errors import DataError, IntegrityError
+from valor.evaluation.predict import INFO, TABLE
+from valor.recipe import PredictSettings
+from valor.stages import predict as stage
+from valor.stages.predict import predict
+
+SETTINGS = PredictSettings(batch_size=2, max_new_tokens=24)
+
+
+def run(path: Path, *, work: Path, settings: PredictSettings = SETTINGS, **given):
+    context = Context(work_root=str(work))
+    result = predict(
+        settings, dataset=world().dataset, expert=world().expert, predictions=path, context=context, **given
+    )
+    return dict(result.metrics), pq.read_table(path / TABLE).to_pylist(), artifacts.read_json(path / INFO)
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def predicted(work):
+    return run(work / "text", work=work, name="text", checkpoint=world().parent)
+
+
+def champion(uri: Path) -> dict[str, str]:
+    storage.put_dir(world().parent, uri)
+    return {"name": "champion", "checkpoint_uri": str(uri), "checkpoint_digest": artifacts.digest_dir(world().parent)}
+
+
+def never(*_, **__):
+    raise AssertionError("it was predicted again")
+
+
+def test_every_study_of_the_split_has_a_row(predicted):
+    metrics, rows, info = predicted
+    assert [row["study_id"] for row in rows] == ["s0012", "s0013", "s0014"]
+    assert metrics["studies"] == 3
+    assert metrics["mean_tokens"] == sum(row["hypothesis_tokens"] for row in rows) / 3 > 0
+    assert all(-1 <= row["reference_similarity"] <= 1 for row in rows)
+    assert info["name"] == "text"
+    assert info["checkpoint_digest"] == artifacts.digest_dir(world().parent)
+    assert info["dataset_digest"] == artifacts.read_stamp(world().dataset)["digest"]
+
+
+def test_the_champion_that_was_a_candidate_is_not_predicted_again(predicted, work, tmp_path, monkeypatch):
+    monkeypatch.setattr(stage, "_predict", never)
+    metrics, rows, info = run(tmp_path / "out", work=work, **champion(tmp_path / "store"))
+    assert (metrics, rows) == predicted[:2]
+    assert info == predicted[2] | {"name": "champion"}
+
+
+def test_other_settings_are_predicted_anew(predicted, work, tmp_path, monkeypatch):
+    fewer = PredictSettings(batch_size=2, max_new_tokens=24, max_studies=1)
+    assert run(tmp_path / "out", work=work, settings=fewer, name="text", checkpoint=world().parent)[0]["studies"] == 1
+    monkeypatch.setattr(stage, "_predict", never)
+    with pytest.raises(AssertionError, match="again"):
+        run(tmp_path / "other", work=tmp_path / "empty", name="text", checkpoint=world().parent)
+    assert not (tmp_path / "other").exists()
+
+
+def test_without_a_champion_the_table_is_empty(tmp_path):
+    metrics, rows, info = run(tmp_path / "out", work=tmp_path, name="champion")
+    assert (metrics, rows, info["checkpoint_digest"]) == ({"studies": 0}, [], "")
+
+
+def test_an_altered_champion_and_an_empty_split_stop_it(tmp_path):
+    given = champion(tmp_path / "store")
+    with pytest.raises(IntegrityError, match="preflight saw 0000"):
+        run(tmp_path / "out", work=tmp_path, **given | {"checkpoint_digest": "0" * 64})
+    with pytest.raises(DataError, match="split 'val' holds no study"):
+        run(tmp_path / "out", work=tmp_path, settings=PredictSettings(split="val"), **given)

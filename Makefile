@@ -26,10 +26,10 @@ demo: $(VENV)/.train ## Run the whole recipe on X-rays that it draws itself; aga
 	@$(BIN)/valor run $(RECIPE)
 
 test: $(VENV)/.dev ## Run all tests (under 8 minutes on two cores)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not gpu" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not gpu" $(PYTEST_ARGS)
 
 check: lint ## Before each commit: style, types, import rules and the fast tests
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -q -m "not slow and not gpu" $(PYTEST_ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not slow and not gpu" $(PYTEST_ARGS)
 
 lint: $(VENV)/.dev ## Style, types and import rules only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

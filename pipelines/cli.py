@@ -96,8 +96,10 @@ def compile_command(
 
     if output.suffix not in (".yaml", ".yml"):
         raise click.UsageError(f"--output is {str(output)!r}, expected a name that ends in .yaml")
-    compile_recipe(loaded, target=target, output=output, image=image or _default_image(), env=_pairs(env))  # type: ignore[arg-type]
+    image = image or _default_image()
+    compile_recipe(loaded, target=target, output=output, image=image, env=_pairs(env))  # type: ignore[arg-type]
     click.echo(f"{output}: pipeline {loaded.name} for {target}")
+    _say_what_is_missing(image, env=_pairs(env))
 
 
 @main.command()
@@ -187,6 +189,17 @@ def ui(port: int) -> None:
     from pipelines.local.ui import serve
 
     sys.exit(serve(port=port))
+
+
+def _say_what_is_missing(image: str, *, env: dict[str, str]) -> None:
+    """Say what the compiled pipeline still needs to run well on a cluster."""
+    from pipelines.targets import is_pinned
+    from valor.context import LASTING
+
+    if missing := [name for name in LASTING if name not in env]:
+        click.echo(f"note: every task needs {', '.join(missing)}: give --env, or set them on the cluster", err=True)
+    if not is_pinned(image):
+        click.echo(f"note: {image} is no digest, so caching is off: KFP could not see that its code changed", err=True)
 
 
 def _default_image() -> str:

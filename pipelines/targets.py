@@ -6,6 +6,7 @@ kfp-kubernetes settings make a second YAML document, which Vertex AI's PipelineJ
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from valor.context import TARGET
 from valor.errors import UserError
 from valor.recipe import Recipe, TaskResources
 
@@ -30,9 +31,12 @@ def dresser(recipe: Recipe, *, target: str, image: str, env: Mapping[str, str]) 
         raise UserError(f"--image is missing; target {target} runs every task in a container, such as valor:0.1.0")
 
     def dress(task: Any, stage: str) -> None:
-        for name, value in sorted({"MLFLOW_EXPERIMENT_NAME": recipe.registry.experiment, **env}.items()):
+        fixed = {"MLFLOW_EXPERIMENT_NAME": recipe.registry.experiment, TARGET: target}
+        for name, value in sorted({**fixed, **env}.items()):
             task.set_env_variable(name, value)
         _set_image(task, image)
+        if not is_pinned(image):
+            task.set_caching_options(False)
         task.set_retry(num_retries=RETRIES, backoff_duration=BACKOFF)
         wanted = recipe.resources.get(stage, TaskResources())
         task.set_cpu_limit(wanted.cpu).set_memory_limit(wanted.memory)
@@ -40,6 +44,11 @@ def dresser(recipe: Recipe, *, target: str, image: str, env: Mapping[str, str]) 
             _ask_for_gpus(task, wanted, stage=stage, target=target)
 
     return dress
+
+
+def is_pinned(image: str) -> bool:
+    """Tell whether an image is named by digest; under a tag, KFP's cache would not see that the code changed."""
+    return "@sha256:" in image
 
 
 def _set_image(task: Any, image: str) -> None:

@@ -131,6 +131,45 @@ def test_single_files_and_listings(place, tmp_path):
     assert storage.listing(place)[0][2] != stamp
 
 
+def test_a_listing_follows_links_ends_in_loops_and_hides_no_failure(tmp_path, monkeypatch):
+    (tmp_path / "disk2").mkdir()
+    (tmp_path / "disk2" / "b").write_text("b")
+    root = tmp_path / "root"
+    (root / "p10").mkdir(parents=True)
+    (root / "p10" / "a").write_text("a")
+    (root / "p11").symlink_to(tmp_path / "disk2")
+    (root / "p10" / "up").symlink_to(root)
+    assert storage.list_files(root) == ["p10/a", "p11/b"]
+    assert storage.list_files(tmp_path / "none") == []
+    scandir = os.scandir
+
+    def broken(path):
+        if str(path).endswith("p10"):
+            raise OSError(5, "Input/output error", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", broken)
+    with pytest.raises(ServiceError, match="p10: Input/output error while listing"):
+        storage.list_files(root)
+
+
+def test_what_is_kept_is_put_once_and_made_again_where_it_is_damaged(place, folder, tmp_path):
+    uri = f"{place}/kept"
+    assert not storage.get_kept(uri, tmp_path / "none")
+    storage.keep(folder, uri)
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "a.bin").write_text("other")
+    storage.keep(other, uri)
+    assert storage.get_kept(uri, tmp_path / "back")
+    assert content(tmp_path / "back") == content(folder)
+    storage.put_file(other / "a.bin", f"{uri}/a.bin")
+    assert not storage.get_kept(uri, tmp_path / "damaged")
+    storage.keep(other, uri)
+    assert storage.get_kept(uri, tmp_path / "anew")
+    assert content(tmp_path / "anew") == content(other)
+
+
 def test_deleting_spares_neighbours_and_may_be_repeated(place, folder):
     storage.put_dir(folder, storage.join(place, "run"))
     storage.put_dir(folder, storage.join(place, "run-2"))

@@ -4,6 +4,13 @@ import dataclasses
 import os
 from pathlib import Path
 
+from valor.errors import UserError
+
+TARGET = "VALOR_TARGET"
+"""Environment variable that a compiled pipeline sets: `kfp` or `vertex`; absent on one machine."""
+LASTING = ("VALOR_WORK_ROOT", "VALOR_MODELS_ROOT", "MLFLOW_TRACKING_URI")
+"""Environment variables that a cluster's tasks need: a pod's own disk dies with it."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Context:
@@ -33,6 +40,20 @@ class Context:
             work_root=os.environ.get("VALOR_WORK_ROOT") or str(home() / "work"),
             models_root=os.environ.get("VALOR_MODELS_ROOT") or str(home() / "models"),
             restricted_uri=os.environ.get("VALOR_RESTRICTED_URI") or str(home() / "pipeline"),
+        )
+
+
+def missing_places() -> list[str]:
+    """Return the names of `LASTING` that the environment lacks."""
+    return [name for name in LASTING if not os.environ.get(name)]
+
+
+def require_lasting_places() -> None:
+    """Raise UserError on a cluster where work, models or tracking would go to the pod's own disk."""
+    if os.environ.get(TARGET) and (missing := missing_places()):
+        raise UserError(
+            f"{', '.join(missing)}: not set, so work, models or runs would be lost with the pod; compile with "
+            f"--env {missing[0]}=... for each of them"
         )
 
 

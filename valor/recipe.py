@@ -96,7 +96,7 @@ class PhantomBase(Section):
     subjects: Positive = 1200
     seed: int = 7001
     image_px: Positive = 96
-    patch_px: Positive = 12
+    patch_px: Positive = 16
     vision_width: Positive = 128
     vision_layers: Positive = 4
     text_width: Positive = 160
@@ -228,6 +228,8 @@ class GateSettings(Section):
     """The rules a candidate must meet before it is registered."""
 
     candidate: Literal["sft", "text", "vision"] = "vision"
+    min_subjects: Count = 30
+    """A bootstrap over fewer subjects says too little: its intervals are too narrow, so such a candidate is refused."""
     rules: tuple[GateRule, ...] = ()
 
 
@@ -360,6 +362,7 @@ def parse(tree: dict[str, Any], *, source: str) -> Recipe:
     except pydantic.ValidationError as error:
         raise UserError(_first_problem(error, source)) from None
     _check_publishing(recipe, source)
+    _check_limits(recipe, source)
     for section in _TRAINER_CLASS:
         _check_trainer_fields(section, getattr(recipe, section).trainer, source)
     unknown = sorted(set(recipe.resources) - set(SECTION_OF_STAGE))
@@ -444,6 +447,17 @@ def _check_publishing(recipe: Recipe, source: str) -> None:
     }
     for key, value in published.items():
         check_publishing(key, value, root=recipe.data.root, public=recipe.data.public, source=source)
+
+
+def _check_limits(recipe: Recipe, source: str) -> None:
+    """Refuse another token limit for the evaluation than the candidate's own, which the registered model uses."""
+    stage = {"sft": "sft", "text": "grpo_text", "vision": "grpo_vision"}[recipe.gate.candidate]
+    served, judged = getattr(recipe, stage).max_new_tokens, recipe.predict.max_new_tokens
+    if served != judged:
+        raise UserError(
+            f"{source}: predict.max_new_tokens is {judged} and {stage}.max_new_tokens {served}: the registered model "
+            "would write other reports than those that the gate saw; set both to the same number"
+        )
 
 
 def check_publishing(key: str, value: bool, *, root: str, public: bool, source: str) -> None:

@@ -9,6 +9,7 @@ and life-cycle rules, which belong to the bucket.
 import contextlib
 import functools
 import json
+import logging
 import os
 import shutil
 from collections.abc import Iterator
@@ -21,6 +22,8 @@ from valor.errors import IntegrityError, ServiceError, UserError, ValorError
 
 if TYPE_CHECKING:
     from google.cloud.storage import Blob, Bucket, Client
+
+log = logging.getLogger(__name__)
 
 RETRY_S = 60.0
 """For how long one request to Google Cloud Storage is tried again before it is a ServiceError."""
@@ -68,13 +71,51 @@ def listing(uri: str | Path) -> list[tuple[str, int, str]]:
             found = [(blob.name.removeprefix(prefix), blob.size, str(blob.generation)) for blob in _blobs(uri)]
         return sorted((_safe(name), size, stamp) for name, size, stamp in found if name)
     root, rows = _local(uri), []
-    for folder, _, names in os.walk(root):
+    for folder, names in _walk(root):
         for name in names:
             path = Path(folder, name)
             with contextlib.suppress(FileNotFoundError):
                 stat = path.stat()
                 rows.append((path.relative_to(root).as_posix(), stat.st_size, str(stat.st_mtime_ns)))
     return sorted(rows)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield (folder, names of its files), links to directories followed; a folder that cannot be read is an error."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise ServiceError(
+                f"{error.filename}: {error.strerror} while listing {root}; mend the access or the mount, then run again"
+            ) from error
+
+    seen: set[tuple[int, int]] = set()
+    for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
+        stat = os.stat(folder)
+        if (stat.st_dev, stat.st_ino) in seen:  # a link back to a folder above it, or a second link to the same
+            folders.clear()
+            continue
+        seen.add((stat.st_dev, stat.st_ino))
+        yield folder, names
+
+
+def get_kept(uri: str | Path, local: str | Path) -> bool:
+    """Copy a directory that was kept at `uri` to `local`; return False where there is none or it is damaged."""
+    if not is_complete(uri):
+        return False
+    try:
+        get_dir(uri, local)
+    except IntegrityError as error:
+        log.warning("%s; it is made again", error)
+        _delete(join(uri, MANIFEST))
+        return False
+    return True
+
+
+def keep(local: str | Path, uri: str | Path) -> None:
+    """Put a directory at `uri` unless a whole one is there: another task made the same, and may be reading it."""
+    if not is_complete(uri):
+        put_dir(local, uri)
 
 
 def read_bytes(uri: str | Path) -> bytes:

@@ -5,6 +5,7 @@ counts by the digest in its metadata, and places and labels of a run do not coun
 in the shard's digest, the champion's in `checkpoint_digest`, and the code's in the image string (`codedigest`).
 """
 
+import functools
 import threading
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from components.entry import task_label
 from valor import progress
 from valor.artifacts import STAMP, has_its_files, read_json
 from valor.errors import IntegrityError
+from valor.tracking import store
 
 PLACES = frozenset({"run", "root", "annotations_root", "checkpoint_uri", "champion_uri"})
 """Arguments that say where something is, or which run asks for it."""
@@ -49,7 +51,7 @@ class DigestCache(kfp_cache.LocalCache):
         return key
 
     def get(self, key: str) -> dict[str, Any] | None:
-        """Return the outputs of an earlier task, or None where there is none or its directories changed."""
+        """Return the outputs of an earlier task, or None: there is none, its files changed, MLflow lost its run."""
         outputs = super().get(key)
         if outputs is None or not all(_is_whole(value) for value in outputs.values()):
             return None
@@ -67,6 +69,14 @@ def install(cache_root: Path) -> None:
     kfp_cache._cache_singleton_root = str(cache_root)
 
 
+def _is_recorded(run_id: str) -> bool:
+    """Tell whether MLflow knows who made an output: without that a version made from it has no lineage."""
+    return not store.enabled() or (bool(run_id) and _has_run(run_id))
+
+
+_has_run = functools.cache(store.has_run)
+
+
 def _is_whole(value: Any) -> bool:
     """Tell whether an output has its metadata's digest and its stamp's files; values and metrics always have."""
     if isinstance(value, list):
@@ -75,6 +85,7 @@ def _is_whole(value: Any) -> bool:
         return True
     try:
         stamp = read_json(Path(value.path) / STAMP)
-        return stamp["digest"] == value.metadata["digest"] and has_its_files(Path(value.path), stamp)
+        whole = stamp["digest"] == value.metadata["digest"] and has_its_files(Path(value.path), stamp)
+        return whole and _is_recorded(stamp.get("producer_run", ""))
     except IntegrityError:
         return False

@@ -51,7 +51,8 @@ def run(recipe: Recipe) -> int:
     """
     _require_training_libraries()
     place = home()
-    place.mkdir(parents=True, exist_ok=True)
+    # Reports and images of patients may come to lie here.
+    place.mkdir(parents=True, exist_ok=True, mode=0o700)
     # A second Ctrl-C must not keep the first one from ending in a summary, so signals are caught to the very end.
     with _only_run_in(place), processes.signals() as caught:
         run_id = f"{recipe.name}-{datetime.datetime.now().strftime('%Y%m%d-%H%M%S-%f')[:-3]}"

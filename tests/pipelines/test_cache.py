@@ -18,6 +18,7 @@ def dataset(tmp_path, name, content="x"):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("VALOR_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("VALOR_TRACKING", "off")
     return DigestCache(str(tmp_path / "cache"))
 
 
@@ -51,6 +52,15 @@ def test_places_and_runs_do_not_count_but_the_champion_does(cache):
     first = key(cache, run="1", root="/a", checkpoint_uri="/models/a", checkpoint_digest="d")
     assert first == key(cache, run="2", root="/b", checkpoint_uri="/models/b", checkpoint_digest="d")
     assert first != key(cache, run="1", root="/a", checkpoint_uri="/models/a", checkpoint_digest="e")
+
+
+def test_what_mlflow_does_not_know_is_made_again(cache, tmp_path, monkeypatch):
+    name = key(cache)
+    cache.put(name, {"output": dataset(tmp_path, "again")})
+    assert cache.get(name) is not None, "without tracking there is nothing to know"
+    monkeypatch.setenv("VALOR_TRACKING", "on")
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path / "home"))
+    assert cache.get(name) is None, "it was made without tracking"
 
 
 def test_a_hit_is_reported_with_its_outputs(cache, tmp_path):

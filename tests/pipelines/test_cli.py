@@ -46,7 +46,7 @@ def test_unknown_trainer_field_is_named_with_its_neighbour():
     [
         ("predict.max_studies=-1", "predict.max_studies=0"),
         ("predict.batch_size=0", "predict.batch_size=1"),
-        ("predict.max_new_tokens=0", "predict.max_new_tokens=1"),
+        ("predict.max_new_tokens=0", "predict.max_new_tokens=120"),
         ("sft.max_new_tokens=-5", "sft.max_new_tokens=1"),
         ("grpo_text.rewards=[]", "grpo_text.rewards=[{name: gleu_reward}]"),
         ("grpo_vision.tolerance=-0.01", "grpo_vision.tolerance=0"),
@@ -146,6 +146,24 @@ def test_phantom_writes_a_root_that_the_adapter_reads(tmp_path):
     assert len(list((tmp_path / "p" / "data").rglob("*.dcm"))) >= 3
     assert (tmp_path / "p" / "annotations" / "truth.parquet").exists()
     assert invoke("phantom", str(tmp_path / "p"), "-n", "3").exit_code == 2, "a folder in use is refused"
+
+
+def test_a_limit_that_the_served_model_would_not_use_is_refused():
+    with pytest.raises(UserError, match=r"predict.max_new_tokens is 64 and grpo_vision.max_new_tokens 120"):
+        load("phantom", ["predict.max_new_tokens=64"])
+    assert load("phantom", ["predict.max_new_tokens=64", "grpo_vision.max_new_tokens=64"])
+
+
+def test_compile_says_what_a_cluster_still_needs(tmp_path):
+    result = invoke("compile", "phantom", "--target", "kfp", "-o", str(tmp_path / "p.yaml"))
+    assert "every task needs VALOR_WORK_ROOT, VALOR_MODELS_ROOT, MLFLOW_TRACKING_URI" in result.output
+    assert "caching is off" in result.output
+    env = [
+        f for name in ("VALOR_WORK_ROOT", "VALOR_MODELS_ROOT", "MLFLOW_TRACKING_URI") for f in ("--env", f"{name}=x")
+    ]
+    image = ("--image", "valor@sha256:" + 64 * "0")
+    result = invoke("compile", "phantom", "--target", "kfp", "-o", str(tmp_path / "p.yaml"), *image, *env)
+    assert "note:" not in result.output
 
 
 def test_stage_by_hand_prints_its_values_and_fails_with_its_code(tmp_path, capfd, monkeypatch):

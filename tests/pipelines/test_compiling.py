@@ -15,7 +15,7 @@ GPU = ["resources.sft={gpus: 2, gpu_type: NVIDIA_H100_80GB, cpu: '8', memory: 64
 
 def compiled(tmp_path, recipe, target, name="pipeline.yaml", **options):
     path = tmp_path / name
-    compile_recipe(recipe, target=target, output=path, image="valor:test", **options)
+    compile_recipe(recipe, target=target, output=path, image="valor@sha256:" + 64 * "0", **options)
     return path
 
 
@@ -49,7 +49,7 @@ def test_each_stage_has_a_task_with_the_image_and_no_installation(tmp_path):
     executors = spec["deploymentSpec"]["executors"]
     for stage in SECTION_OF_STAGE:
         container = executors[f"exec-{stage.replace('_', '-')}"]["container"]
-        assert container["image"] == "valor:test"
+        assert container["image"] == "valor@sha256:" + 64 * "0"
         assert "pip install" not in str(container["command"])
 
 
@@ -70,6 +70,13 @@ def test_only_what_may_be_reused_is_cached(tmp_path):
     cached = {name for name, task in tasks.items() if task.get("cachingOptions", {}).get("enableCache")}
     assert {"sft", "ingest", "predict", "predict-champion", "gate"} <= cached
     assert not {"preflight", "finalize", "finish"} & cached
+
+
+def test_under_a_tag_nothing_is_cached_since_the_code_behind_it_may_change(tmp_path):
+    path = tmp_path / "tag.yaml"
+    compile_recipe(load("phantom"), target="kfp", output=path, image="valor:latest")
+    assert "enableCache: true" not in path.read_text()
+    assert "enableCache: true" in compiled(tmp_path, load("phantom"), "kfp").read_text()
 
 
 def test_kfp_asks_for_a_gpu_pool_in_a_second_document(tmp_path):
@@ -185,6 +192,6 @@ def test_compile_from_a_wheel_outside_the_checkout_gives_the_same_bytes(tmp_path
     script = f"import sys; sys.path.insert(0, {str(site)!r})\n" + textwrap.dedent(WITHOUT_TRAINING_LIBRARIES)
     script += "\nimport valor; assert valor.__file__.startswith(sys.path[0]), valor.__file__"
     out = tmp_path / "wheel.yaml"
-    arguments = ["compile", "phantom", "--target", "kfp", "--image", "valor:test", "-o", str(out)]
+    arguments = ["compile", "phantom", "--target", "kfp", "--image", "valor@sha256:" + 64 * "0", "-o", str(out)]
     subprocess.run([sys.executable, "-c", script, *arguments], check=True, cwd=tmp_path, timeout=120)
     assert out.read_bytes() == compiled(tmp_path, load("phantom"), "kfp").read_bytes()

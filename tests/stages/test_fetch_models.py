@@ -137,21 +137,6 @@ def test_the_key_follows_the_noise_of_the_subjects_and_the_manifests_code(monkey
             assert (phantom_key("expert", ModelSettings()) != before) is follows
 
 
-def test_a_model_that_another_task_finished_first_is_kept(tmp_path):
-    ours, theirs, uri = tmp_path / "ours", tmp_path / "theirs", tmp_path / "store"
-    for path in (ours, theirs):
-        path.mkdir()
-        (path / "model.safetensors").write_text(path.name)
-    storage.put_dir(theirs, uri)
-    stage._keep(ours, str(uri))
-    assert (uri / "model.safetensors").read_text() == "theirs"
-    # One that was killed half-way left no manifest, and does not count.
-    (uri / artifacts.MANIFEST).unlink()
-    stage._keep(ours, str(uri))
-    assert (uri / "model.safetensors").read_text() == "ours"
-    assert storage.is_complete(str(uri))
-
-
 @pytest.mark.slow
 def test_phantom_models_are_trained_once_and_kept(tmp_path, monkeypatch):
     settings = ModelSettings(

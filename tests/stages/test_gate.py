@@ -20,7 +20,15 @@ def cell(value, low, high, defined=1.0):
 def judge(tmp_path):
     """Run the gate on an evaluation with the given vision - sft (and champion) differences."""
 
-    def run(*rules, f1=(0.05, 0.01, 0.09), omission=(0.0, -0.02, 0.02), champion=None, digest="", candidate="vision"):
+    def run(
+        *rules,
+        f1=(0.05, 0.01, 0.09),
+        omission=(0.0, -0.02, 0.02),
+        champion=None,
+        digest="",
+        candidate="vision",
+        **settings,
+    ):
         measure = {"label": "x", "group": "g", "form": "percent", "finding": ""}
         differences = {"vision-sft": {"truth_f1_micro": cell(*f1), "truth_omission": cell(*omission)}}
         digests = {"sft": "a" * 64, "vision": "b" * 64}
@@ -38,8 +46,8 @@ def judge(tmp_path):
         (evaluation / "metrics.json").write_text(json.dumps(metrics))
         out = tmp_path / "verdict"
         result = gate(
-            GateSettings(candidate=candidate, rules=rules), evaluation=evaluation, verdict=out, champion_digest=digest,
-            context=Context(),
+            GateSettings(candidate=candidate, rules=rules, **settings),
+            evaluation=evaluation, verdict=out, champion_digest=digest, context=Context(),
         )  # fmt: skip
         return (
             result.values["verdict"],
@@ -48,6 +56,13 @@ def judge(tmp_path):
         )
 
     return run
+
+
+def test_too_few_subjects_refuse_whatever_the_intervals_say(judge):
+    verdict, value, text = judge(F1, OMISSION, min_subjects=431)
+    assert verdict == value["verdict"] == "refuse"
+    assert "430 subjects were judged, at least 431 are needed" in text
+    assert judge(F1, OMISSION, min_subjects=430)[0] == "pass"
 
 
 def test_within_the_margins_passes(judge):

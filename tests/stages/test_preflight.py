@@ -62,3 +62,13 @@ def test_text_of_data_that_is_not_public_is_not_shown(tmp_path):
         look(tree.root, publish_text="true")
     assert look(tree.root, publish_text="true", public="true").values == look(tree.root).values
     assert look("phantom", publish_text="true", shards=1, phantom={"train": 2, "val": 1, "test": 1}).values
+
+
+def test_a_cluster_needs_places_that_outlive_its_pods(tmp_path, monkeypatch):
+    tree = mimic_tree(tmp_path / "root")
+    monkeypatch.setenv("VALOR_TARGET", "kfp")
+    monkeypatch.setenv("VALOR_WORK_ROOT", str(tmp_path))
+    with pytest.raises(UserError, match="VALOR_MODELS_ROOT, MLFLOW_TRACKING_URI: not set"):
+        look(tree.root)
+    monkeypatch.delenv("VALOR_TARGET")
+    assert look(tree.root).values

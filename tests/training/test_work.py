@@ -4,6 +4,7 @@
 
 import json
 import multiprocessing
+import time
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,26 @@ def test_a_new_run_starts_afresh_after_a_failure_for_good(tmp_path):
         assert work.latest() is None
     work.remove()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_is_mended_costs_no_checkpoint(tmp_path):
+    with pytest.raises(IntegrityError), opened(tmp_path, pipeline_run="run-1") as work:
+        write(work, 10)
+        work.commit(10)
+        raise IntegrityError("config.json: cut")
+    with opened(tmp_path, pipeline_run="run-2") as work:
+        assert work.latest().name == "checkpoint-10"
+
+
+def test_a_process_that_lost_its_lease_commits_nothing(tmp_path):
+    with opened(tmp_path) as work:
+        write(work, 10)
+        lease = work.scratch / "lease" / "lease.json"
+        lease.write_text(json.dumps({"host": "elsewhere", "pid": 1, "renewed": time.time()}))
+        with pytest.raises(ServiceError, match="another process took over"):
+            work.commit(10)
+        assert work.latest() is None
+    assert "elsewhere" in lease.read_text(), "the lease of the other stays"
 
 
 def test_outside_a_pipeline_every_try_counts(tmp_path):

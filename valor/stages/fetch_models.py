@@ -75,20 +75,15 @@ def _phantoms(settings: ModelSettings, paths: dict[str, Path], context: Context)
 
     wanted = [kind for kind in paths if getattr(settings, kind) == "phantom"]
     uris = {kind: storage.join(context.work_root, "models", phantom_key(kind, settings)) for kind in wanted}
-    missing = [kind for kind in wanted if not storage.is_complete(uris[kind])]
+    missing = [kind for kind in wanted if not storage.get_kept(uris[kind], paths[kind])]
     with tempfile.TemporaryDirectory() as scratch:
         jobs = {kind: (settings.model_dump(mode="json"), Path(scratch) / kind) for kind in missing}
-        train_phantoms(jobs, work=Path(scratch), done=lambda kind: _keep(jobs[kind][1], uris[kind]))
+        train_phantoms(jobs, work=Path(scratch), done=lambda kind: storage.keep(jobs[kind][1], uris[kind]))
     for kind in wanted:
         log.info("%s: %s at %s", kind, "trained and kept" if kind in missing else "reused", uris[kind])
-        storage.get_dir(uris[kind], paths[kind])
+        if kind in missing:
+            storage.get_dir(uris[kind], paths[kind])
         artifacts.load_checkpoint_info(paths[kind])
-
-
-def _keep(path: Path, uri: str) -> None:
-    """Put a trained model into the store, unless another task has finished the same one and may be read already."""
-    if not storage.is_complete(uri):
-        storage.put_dir(path, uri)
 
 
 def _outside(kind: str, settings: ModelSettings, path: Path) -> None:

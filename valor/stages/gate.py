@@ -44,7 +44,8 @@ def gate(
     _check(settings, metrics, champion_digest)
     judged = [_judge(rule, settings.candidate, metrics, champion_digest) for rule in settings.rules]
     refused = [rule for rule in judged if rule["holds"] is False]
-    decision = "refuse" if refused else "pass"
+    few = metrics["subjects"] < settings.min_subjects
+    decision = "refuse" if refused or few else "pass"
     value = {
         "verdict": decision,
         "candidate": settings.candidate,
@@ -53,6 +54,7 @@ def gate(
         "dataset_digest": metrics["dataset_digest"],
         "studies": metrics["studies"],
         "subjects": metrics["subjects"],
+        "min_subjects": settings.min_subjects,
         "bootstrap": metrics["bootstrap"],
         "rules": judged,
     }
@@ -160,6 +162,11 @@ def _markdown(verdict: Mapping[str, Any]) -> str:
         "| rule | against | verdict | why |",
         "|---|---|---|---|",
     ]
+    if verdict["subjects"] < verdict["min_subjects"]:
+        lines.append(
+            f"| min_subjects | | **refused** | {verdict['subjects']} subjects were judged, at least "
+            f"{verdict['min_subjects']} are needed: intervals over fewer are too narrow. |"
+        )
     for rule in verdict["rules"]:
         lines.append(f"| {rule['metric']} | {rule['against']} | {words[rule['holds']]} | {rule['explanation']} |")
     return "\n".join(lines) + "\n"

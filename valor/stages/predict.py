@@ -63,21 +63,20 @@ def predict(
             metrics = predictions_table.write_info(path, name=name, checkpoint_digest="", **info)
         return StageResult(metrics=metrics)
     digest = artifacts.digest_dir(checkpoint) if checkpoint else checkpoint_digest
-    with tempfile.TemporaryDirectory() as scratch, artifacts.atomic_dir(predictions) as path:
+    predictions.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the artifact: reports are never staged outside restricted storage.
+    with tempfile.TemporaryDirectory(dir=predictions.parent) as scratch, artifacts.atomic_dir(predictions) as path:
         table = Path(scratch) / "kept"
         identity = [digest, dataset_digest, artifacts.read_stamp(expert)["digest"], settings.model_dump(mode="json")]
         key = artifacts.digest_value([*identity, artifacts.digest_code(_CODE, _LIBRARIES)])
         kept = storage.join(context.work_root, "predictions", key)
-        if storage.is_complete(kept):
-            log.info("reused: %s", kept)
-            storage.get_dir(kept, table)
-        else:
+        if not storage.get_kept(kept, table):
             if checkpoint is None:
                 checkpoint = _fetch_champion(checkpoint_uri, checkpoint_digest, Path(scratch) / "champion")
             table.mkdir()
             rows = _predict(settings, checkpoint=checkpoint, dataset=dataset, expert=expert)
             predictions_table.write_table(table, rows)
-            storage.put_dir(table, kept)
+            storage.keep(table, kept)
         shutil.copy2(table / predictions_table.TABLE, path)
         metrics = predictions_table.write_info(path, name=name, checkpoint_digest=digest, **info)
     return StageResult(metrics=metrics)

@@ -4,7 +4,7 @@ import logging
 from pathlib import Path
 
 from valor import artifacts, storage
-from valor.context import Context
+from valor.context import Context, require_lasting_places
 from valor.data.shards import plan_shards
 from valor.recipe import DataSettings, check_publishing
 from valor.stages import StageResult
@@ -43,10 +43,12 @@ def preflight(
         ("" where there is no champion).
 
     Raises:
-        UserError: no data root, no study in it, or its text would be shown though it is not public.
+        UserError: no data root, no study in it, its text would be shown though it is not public, or a
+            cluster's tasks have no lasting place for work, models and runs.
     """
     from valor.tracking.registry import champion
 
+    require_lasting_places()
     check_publishing("publish_text", publish_text == "true", root=root, public=public == "true", source="preflight")
     shards, studies = plan_shards(root, annotations_root=annotations_root, settings=settings)
     champion_uri, champion_digest = champion(model_name)

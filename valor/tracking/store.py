@@ -70,6 +70,19 @@ def experiment_id() -> str:
     return _experiment(tracking_uri(), experiment_name(), os.getpid())
 
 
+def has_run(run_id: str) -> bool:
+    """Tell whether the store holds a run, undeleted."""
+    from mlflow.exceptions import MlflowException
+
+    try:
+        run = client().get_run(run_id)
+    except MlflowException as error:
+        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
+            return False
+        raise
+    return run.info.lifecycle_stage == "active"
+
+
 def shown_uri() -> str:
     """Return the tracking URI without a password, for messages."""
     return re.sub(r"//[^/@]*@", "//***@", tracking_uri())

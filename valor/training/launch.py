@@ -6,6 +6,7 @@ progress, load the parent, freeze, attach the tower's memo, resume or begin, tra
 
 import contextlib
 import dataclasses
+import json
 import logging
 import time
 import warnings
@@ -146,11 +147,13 @@ def end_tokens(model: Any) -> list[int]:
 
 
 def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
-    """Build the trainer; TRL complains about settings with ValueError."""
+    """Build the trainer; TRL complains about settings with ValueError, a damaged file with a kind of it."""
     from transformers import PrinterCallback
 
     try:
         trainer = build(policy)
+    except (json.JSONDecodeError, UnicodeError):
+        raise
     except ValueError as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
     trainer.remove_callback(PrinterCallback)

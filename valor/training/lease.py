@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from valor.errors import ServiceError, UserError
+from valor.errors import ServiceError, UserError, ValorError
 
 log = logging.getLogger(__name__)
 
@@ -87,8 +87,8 @@ class Lease:
         self._done = threading.Event()
 
     @contextlib.contextmanager
-    def held(self, guard: Path | None = None) -> Iterator[None]:
-        """Hold the lease.
+    def held(self, guard: Path | None = None) -> Iterator["Lease"]:
+        """Hold the lease, and give it to the block.
 
         Args:
             guard: a local file to lock during take-over, where the lease lies on a local file system.
@@ -101,7 +101,7 @@ class Lease:
         renewer = threading.Thread(target=self._renew, name="lease", daemon=True)
         renewer.start()
         try:
-            yield
+            yield self
         finally:
             self._done.set()
             renewer.join()
@@ -139,6 +139,13 @@ class Lease:
             )  # fmt: skip
             self._sleep(max(1.0, min(remaining, RENEW_S)))
 
+    def require(self) -> None:
+        """Raise ServiceError where another process has taken the lease over: it ran out while its store was away."""
+        if not self._holder_is_me():
+            raise ServiceError(
+                f"{self._name}: another process took over while this one could not renew its lease; it goes on there"
+            )
+
     def _put(self) -> None:
         self._write(json.dumps({**self._me, "renewed": self._clock()}))
 
@@ -151,7 +158,10 @@ class Lease:
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):
             # A store that fails for a moment is no reason to stop training: the lease outlives several renewals.
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValorError):
+                if not self._holder_is_me():
+                    log.error("%s: another process has taken over; this one stops at its next checkpoint", self._name)
+                    return
                 self._put()
 
 

@@ -39,12 +39,17 @@ class Work:
         scratch: the local directory that the trainer writes `checkpoint-<step>` directories into.
     """
 
-    def __init__(self, place: str, scratch: Path):
-        self.place, self.scratch = place, scratch
+    def __init__(self, place: str, scratch: Path, lease: Lease):
+        self.place, self.scratch, self._lease = place, scratch, lease
         self._remote = storage.is_remote(place)
 
     def commit(self, step: int) -> None:
-        """Make `checkpoint-<step>` count: everything on disk first, then the manifest; drop old ones."""
+        """Make `checkpoint-<step>` count: everything on disk first, then the manifest; drop old ones.
+
+        Raises:
+            ServiceError: another process has taken over.
+        """
+        self._lease.require()
         name = f"checkpoint-{step}"
         path = self.scratch / name
         write_manifest(path)
@@ -126,9 +131,8 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
         else:
             scratch = Path(place)
             scratch.mkdir(parents=True, exist_ok=True)
-        work = Work(place, scratch)
-        stack.enter_context(_lease(files, name=place))
-        _repeat_verdict(files, work, pipeline_run)
+        work = Work(place, scratch, stack.enter_context(_lease(files, name=place)))
+        _repeat_verdict(files, pipeline_run)
         try:
             yield work
         except FOR_GOOD as error:
@@ -137,7 +141,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
 
 
 @contextlib.contextmanager
-def _lease(files: "_Files", *, name: str) -> Iterator[None]:
+def _lease(files: "_Files", *, name: str) -> Iterator[Lease]:
     lease = Lease(
         read=lambda: files.read(LEASE),
         write=lambda text: files.write(LEASE, text),
@@ -149,10 +153,10 @@ def _lease(files: "_Files", *, name: str) -> Iterator[None]:
         # Beside the place, not in it: the place itself is removed at the end.
         guard = Path(f"{files.place}.lock")
     with lease.held(guard):
-        yield
+        yield lease
 
 
-def _repeat_verdict(files: "_Files", work: Work, pipeline_run: str) -> None:
+def _repeat_verdict(files: "_Files", pipeline_run: str) -> None:
     """Raise an earlier failure for good of the same pipeline run; a new run starts afresh."""
     text = files.read(MARKER)
     if not text:
@@ -160,13 +164,13 @@ def _repeat_verdict(files: "_Files", work: Work, pipeline_run: str) -> None:
     marker = json.loads(text)
     if pipeline_run and marker["pipeline_run"] == pipeline_run:
         raise BY_EXIT_CODE[marker["exit_code"]](f"{marker['error']} (failed for good in this run; not tried again)")
-    work.clear()
     files.delete(MARKER)
 
 
 def _leave_marker(files: "_Files", work: Work, error: ValorError, pipeline_run: str) -> None:
-    """Keep the verdict for blind retries, and drop the checkpoints: nobody resumes them."""
-    work.clear()
+    """Keep the verdict for blind retries. Checkpoints stay, for a file that is mended; but broken weights do not."""
+    if isinstance(error, GuardStop):
+        work.clear()
     files.write(MARKER, json.dumps({"pipeline_run": pipeline_run, "exit_code": error.exit_code, "error": str(error)}))
 
 

@@ -1,6 +1,8 @@
 """The `valor` command. Heavy libraries are imported in the commands that need them, so that --help is quick."""
 
 import contextlib
+import errno
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +13,12 @@ import click
 from valor.artifacts import full_disk_is_a_resource_error
 from valor.errors import UserError, ValorError
 
+SHOWN_PATH = 200
+_ABOUT_A_PATH = {
+    errno.EACCES, errno.EPERM, errno.ENOENT, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EROFS,
+    errno.ELOOP,
+}  # fmt: skip
+"""What the system says of a path that the user chose."""
 _RECIPE_HELP = "RECIPE is a path, or the name of a built-in recipe such as `phantom` (see `valor recipes`)."
 
 
@@ -30,8 +38,12 @@ class _Group(click.Group):
 def _refused_path_is_a_users_mistake() -> Iterator[None]:
     try:
         yield
-    except (PermissionError, FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise UserError(f"{error.filename}: {error.strerror}; check the path and who may use it") from error
+    except OSError as error:
+        if error.filename is None or error.errno not in _ABOUT_A_PATH:
+            raise
+        shown = str(error.filename)
+        shown = shown if len(shown) < SHOWN_PATH else f"{shown[:SHOWN_PATH]}..."
+        raise UserError(f"{shown}: {error.strerror}; check the path and who may use it") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -210,7 +222,7 @@ def _default_image() -> str:
 
 def _pairs(pairs: tuple[str, ...]) -> dict[str, str]:
     for pair in pairs:
-        if "=" not in pair:
+        if not re.match(r"[A-Za-z_][A-Za-z0-9_]*=", pair):
             raise click.UsageError(f"--env {pair}: expected NAME=VALUE")
     return dict(pair.split("=", 1) for pair in pairs)
 

@@ -139,6 +139,8 @@ def test_a_listing_follows_links_ends_in_loops_and_hides_no_failure(tmp_path, mo
     (root / "p10" / "a").write_text("a")
     (root / "p11").symlink_to(tmp_path / "disk2")
     (root / "p10" / "up").symlink_to(root)
+    (root / "itself").symlink_to("itself")
+    (root / "nothing").symlink_to("nowhere")
     assert storage.list_files(root) == ["p10/a", "p11/b"]
     assert storage.list_files(tmp_path / "none") == []
     scandir = os.scandir

@@ -119,9 +119,11 @@ def stamp(path: Path, *, kind: str, stage: str, digest: str = "", **fields: Any)
     """Write `artifact.json` into a finished output directory and return it.
 
     `digest` is the content digest where the kind defines its own (a dataset's row digest); else `digest_dir`. `files`
-    lists names and sizes, so that a file that is gone or cut is seen without reading everything (`has_its_files`).
+    lists names, sizes and sha256: a file that is gone or cut is seen without reading everything (`has_its_files`), and
+    who reads the artifact verifies it (`verify_files`).
     """
-    value = {"kind": kind, "stage": stage, "digest": digest or digest_dir(path), "files": _sizes(path), **fields}
+    files = {name: {"size": size, "sha256": digest_file(path / name)} for name, size in _sizes(path).items()}
+    value = {"kind": kind, "stage": stage, "digest": digest or digest_dir(path), "files": files, **fields}
     write_json(path / STAMP, value)
     return value
 
@@ -135,7 +137,24 @@ def read_stamp(path: Path) -> dict[str, Any]:
 
 def has_its_files(path: Path, stamp: Mapping[str, Any]) -> bool:
     """Tell whether every file that a directory's stamp lists is there in its size; content is not read."""
-    return stamp.get("files", {}).items() <= _sizes(path).items()
+    sizes = {name: facts["size"] for name, facts in stamp.get("files", {}).items()}
+    return sizes.items() <= _sizes(path).items()
+
+
+def verify_files(path: Path, stamp: Mapping[str, Any]) -> None:
+    """Compare an artifact's files with its stamp. Weights are left out: they are verified where they are loaded.
+
+    Raises:
+        IntegrityError: a file is missing or altered.
+    """
+    for name, facts in stamp.get("files", {}).items():
+        if not name.endswith(".safetensors") and (
+            not (path / name).is_file() or digest_file(path / name) != facts["sha256"]
+        ):
+            raise IntegrityError(
+                f"{path / name}: missing or altered since {stamp['stage']} wrote it; remove {path} and run again to "
+                "make it anew"
+            )
 
 
 def _sizes(path: Path) -> dict[str, int]:

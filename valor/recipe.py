@@ -6,6 +6,7 @@ Each stage's section travels as one JSON string, so editing one stage leaves the
 """
 
 import json
+import math
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -16,6 +17,8 @@ import yaml
 
 from valor.errors import UserError
 
+SHOWN = 120
+"""Characters of a value that an error shows."""
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -33,7 +36,7 @@ SplitFractions = Annotated[tuple[Fraction, Fraction, Fraction], pydantic.AfterVa
 class Section(pydantic.BaseModel):
     """A frozen part of the recipe that refuses unknown keys."""
 
-    model_config = pydantic.ConfigDict(extra="forbid", frozen=True)
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class ReportNoise(Section):
@@ -51,9 +54,9 @@ class PhantomStudies(Section):
     """Which procedural studies to draw. Subjects are numbered from `seed`; other seeds share no subject."""
 
     seed: int = 1
-    train: int = 1200
-    val: int = 100
-    test: int = 500
+    train: Count = 1200
+    val: Count = 100
+    test: Count = 500
     image_px: Positive = 512
     noise: ReportNoise = ReportNoise()
 
@@ -244,9 +247,9 @@ class RegistrySettings(Section):
 class TaskResources(Section):
     """What a task asks of a cluster; ignored locally."""
 
-    cpu: str = "2"
-    memory: str = "8G"
-    gpus: int = 0
+    cpu: str = pydantic.Field("2", pattern=r"^\d+(\.\d+)?m?$")
+    memory: str = pydantic.Field("8G", pattern=r"^\d+(\.\d+)?([KMGTPE]i?)?$")
+    gpus: Count = 0
     gpu_type: str = ""
 
 
@@ -318,6 +321,11 @@ _PUBLISHING = {
     ("vllm_server_",): "it would send prompts and images to another server",
 }
 """Beginnings of trainer fields that could carry text, images or models out, and why each is refused."""
+_NUMBERS = (
+    "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "save_steps", "logging_steps", "weight_decay",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "temperature", "beta", "epsilon",
+)  # fmt: skip
+"""Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name."""
 _INHERITED = ("seed", "publish_text")
 
 
@@ -332,12 +340,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, broken YAML, unknown key, wrong value or unknown trainer field.
     """
     text, source = _read(str(recipe))
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        at = f":{place.line + 1}" if place else ""
-        raise UserError(f"{source}{at}: not valid YAML: {getattr(error, 'problem', 'cannot be read')}") from None
+    tree = _parse_yaml(text, source)
     if not isinstance(tree, dict):
         raise UserError(f"{source}: a recipe is a mapping of sections, this is {type(tree).__name__}")
     for override in overrides:
@@ -352,9 +355,9 @@ def parse(tree: dict[str, Any], *, source: str) -> Recipe:
         model = field.annotation
         if not (isinstance(model, type) and issubclass(model, Section)):
             continue
-        value = tree.get(section) or {}
+        value = {} if tree.get(section) is None else tree[section]
         if not isinstance(value, dict):
-            raise UserError(f"{source}: {section} is {value!r}, expected a mapping")
+            raise UserError(f"{source}: {section} is {_shown(repr(value))}, expected a mapping")
         inherited = {k: tree[k] for k in _INHERITED if k in tree and k in model.model_fields}
         tree[section] = {**inherited, **value}
     try:
@@ -390,10 +393,43 @@ def builtin_names() -> list[str]:
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
+class _StrictLoader(yaml.SafeLoader):
+    """yaml's safe loader, which lets the last of two equal keys win in silence, with that refused."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen and isinstance(key.value, str):
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+            seen.add(key.value if isinstance(key.value, str) else id(key))
+        return super().construct_mapping(node, deep=deep)
+
+
+def _parse_yaml(text: str, source: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        at = f":{place.line + 1}" if place else ""
+        raise UserError(f"{source}{at}: not valid YAML: {getattr(error, 'problem', 'cannot be read')}") from None
+    except (ValueError, RecursionError) as error:
+        # A date or an integer that cannot be, or nesting without end.
+        raise UserError(f"{source}: not valid YAML: {_shown(str(error))}") from None
+
+
+def _shown(value: object) -> str:
+    """Return a value as an error shows it: one line, not without end."""
+    text = " ".join((value if isinstance(value, str) else repr(value)).split())
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
 def _read(recipe: str) -> tuple[str, str]:
     path = Path(recipe)
     if path.is_file():
-        return path.read_text(encoding="utf-8"), recipe
+        try:
+            return path.read_text(encoding="utf-8"), recipe
+        except UnicodeDecodeError as error:
+            raise UserError(f"{recipe}: no UTF-8 text (byte {error.start}); a recipe is a YAML file") from None
     if recipe in builtin_names():
         return (resources.files("pipelines.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
     raise UserError(f"{recipe}: no such file and no built-in recipe; built-in are {', '.join(builtin_names())}")
@@ -409,10 +445,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {parent} is not a section")
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
+    node[leaf] = _parse_yaml(value, f"--set {_shown(override)}")
 
 
 def _first_problem(error: pydantic.ValidationError, source: str) -> str:
@@ -421,7 +454,7 @@ def _first_problem(error: pydantic.ValidationError, source: str) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{source}: {where}: unknown key{_siblings(problem['loc'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{source}: {where}: {problem['msg']}, got {problem['input']!r}{more}"
+    return f"{source}: {where}: {problem['msg']}, got {_shown(repr(problem['input']))}{more}"
 
 
 def _siblings(loc: tuple[int | str, ...]) -> str:
@@ -478,13 +511,17 @@ def _check_trainer_fields(section: str, trainer: dict[str, Any], source: str) ->
 
     class_name = _TRAINER_CLASS[section]
     known = json.loads(resources.files("valor").joinpath("trainer_fields.json").read_text(encoding="utf-8"))[class_name]
-    for field in trainer:
+    for field, value in trainer.items():
         if field in _OWNED_BY_VALOR:
             owner = _OWNED_BY_VALOR[field]
             raise UserError(f"{source}: {section}.trainer.{field}: set by VALOR from {owner}; remove it")
         for beginnings, reason in _PUBLISHING.items():
             if field.startswith(beginnings):
                 raise UserError(f"{source}: {section}.trainer.{field}: {reason}; remove it")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{source}: {section}.trainer.{field}: is {value}, expected a finite number")
+        if field in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{source}: {section}.trainer.{field}: is {_shown(repr(value))}, expected a number")
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

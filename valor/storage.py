@@ -7,6 +7,7 @@ and life-cycle rules, which belong to the bucket.
 """
 
 import contextlib
+import errno
 import functools
 import json
 import logging
@@ -74,9 +75,13 @@ def listing(uri: str | Path) -> list[tuple[str, int, str]]:
     for folder, names in _walk(root):
         for name in names:
             path = Path(folder, name)
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 stat = path.stat()
-                rows.append((path.relative_to(root).as_posix(), stat.st_size, str(stat.st_mtime_ns)))
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link to nothing, or to itself, is no file
+                    raise _unreadable(error, root) from error
+                continue
+            rows.append((path.relative_to(root).as_posix(), stat.st_size, str(stat.st_mtime_ns)))
     return sorted(rows)
 
 
@@ -85,9 +90,7 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
 
     def refuse(error: OSError) -> None:
         if not isinstance(error, FileNotFoundError | NotADirectoryError):
-            raise ServiceError(
-                f"{error.filename}: {error.strerror} while listing {root}; mend the access or the mount, then run again"
-            ) from error
+            raise _unreadable(error, root) from error
 
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
@@ -97,6 +100,12 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
             continue
         seen.add((stat.st_dev, stat.st_ino))
         yield folder, names
+
+
+def _unreadable(error: OSError, root: Path) -> ServiceError:
+    return ServiceError(
+        f"{error.filename}: {error.strerror} while listing {root}; mend the access or the mount, then run again"
+    )
 
 
 def get_kept(uri: str | Path, local: str | Path) -> bool:

@@ -163,7 +163,8 @@ def test_a_study_without_a_split_in_the_table_is_drawn_by_hash(tree):
         ("dicom_id;study_id;split\na;50000001;test\n", "column 'study_id' is missing"),
         ("", "column 'study_id' is missing"),
         ("dicom_id,study_id,split\na,50000001,test\nb,50000002", "split.csv:3: the row is cut short"),
-        ("\ufeffstudy_id,split\n50000001,test\n", None),
+        ("study_id,split\n50000001,train\n50000001,test\n", "split.csv: study 50000001 is in train and in test"),
+        ("\ufeffstudy_id,split\n50000001,test\n50000001,test\n", None),
     ],
 )
 def test_a_table_that_cannot_be_read_whole_is_refused(tree, table, words):
@@ -174,6 +175,13 @@ def test_a_table_that_cannot_be_read_whole_is_refused(tree, table, words):
     else:
         _, studies = index_root(str(tree.root), settings=SETTINGS)
         assert next(s for s in studies if s.study_id == "50000001").split == "test"
+
+
+@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"study_id,split\n50000001,test\n" * 99)[:-20]])
+def test_a_damaged_gzip_table_is_refused_by_its_name(tree, data):
+    (tree.root / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(data)
+    with pytest.raises(UserError, match=r"split\.csv\.gz: no whole gzip file"):
+        digests(tree.root)
 
 
 def test_a_metadata_table_without_views_is_refused(tree):

@@ -148,6 +148,41 @@ def test_phantom_writes_a_root_that_the_adapter_reads(tmp_path):
     assert invoke("phantom", str(tmp_path / "p"), "-n", "3").exit_code == 2, "a folder in use is refused"
 
 
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (b"name: x\nseed: \xff\xfe", "no UTF-8 text (byte 14)"),
+        (b"name: x\nseed: 1\nseed: 2\n", ":3: not valid YAML: 'seed' is there twice"),
+        (b"name: x\nseed: 2020-99-99", "not valid YAML: month must be in 1..12"),
+        (b"name: x\nseed: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
+        (b"name: x\nseed: " + b"[" * 3000, "not valid YAML"),
+        (b"name: x\ndescription: [" + b"a, " * 5000 + b"]", "description: Input should be a valid string, got"),
+        (b"name: x\nsft: false", "sft is False, expected a mapping"),
+        (b"name: x\nsft: {trainer: {learning_rate: .nan}}", "learning_rate: is nan, expected a finite number"),
+        (b"name: x\nsft: {trainer: {learning_rate: abc}}", "sft.trainer.learning_rate: is 'abc', expected a number"),
+        (b"name: x\ngrpo_text: {rewards: [{name: gleu_reward, weight: .nan}]}", "Input should be a finite number"),
+        (b"name: x\nresources: {sft: {memory: lots}}", "resources.sft.memory: String should match pattern"),
+        (b"name: x\nresources: {sft: {gpus: -3}}", "resources.sft.gpus: Input should be greater than or equal to 0"),
+    ],
+)  # fmt: skip
+def test_an_odd_recipe_is_one_short_line(text, says, tmp_path):
+    path = tmp_path / "odd.yaml"
+    path.write_bytes(text)
+    result = invoke("check", str(path))
+    assert result.exit_code == 2
+    assert says in result.output
+    assert result.output.count("\n") == 1
+    assert len(result.output) < 500
+
+
+@pytest.mark.parametrize("recipe", ["n" * 300, "/dev/null/x"])
+def test_an_odd_path_is_one_short_line(recipe):
+    result = invoke("check", recipe)
+    assert result.exit_code == 2
+    assert result.output.count("\n") == 1
+    assert len(result.output) < 500
+
+
 def test_a_limit_that_the_served_model_would_not_use_is_refused():
     with pytest.raises(UserError, match=r"predict.max_new_tokens is 64 and grpo_vision.max_new_tokens 120"):
         load("phantom", ["predict.max_new_tokens=64"])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from valor import artifacts, storage
+from valor import artifacts
 from valor.context import Context
 from valor.errors import IntegrityError, UserError
 from valor.models.expert import Expert

@@ -244,8 +244,20 @@ def _age_band(age: str) -> str | None:
     return "90+" if decade >= 90 else f"{decade}-{decade + 9}"
 
 
+_TERMS = {
+    # PS3.3 C.7.6.3.1.2 PhotometricInterpretation
+    "MONOCHROME1", "MONOCHROME2", "RGB", "PALETTE COLOR", "YBR_FULL", "YBR_FULL_422", "YBR_PARTIAL_420", "YBR_ICT",
+    "YBR_RCT",
+    # PS3.3 C.7.3.1.1.1 Modality, the common ones
+    "CT", "MR", "US", "MG", "PT", "NM", "XA", "RF", "PX", "IO", "OT", "SC", "SR", "PR", "SEG", "CR", "DX", "ES", "OP",
+    # PS3.16 annex L BodyPartExamined, the common ones
+    "ABDOMEN", "ANKLE", "ARM", "BREAST", "CHEST", "CSPINE", "ELBOW", "EXTREMITY", "FINGER", "FOOT", "HAND", "HEAD",
+    "HIP", "JAW", "KNEE", "LEG", "LSPINE", "NECK", "PELVIS", "SHOULDER", "SKULL", "SPINE", "TOE", "TSPINE", "WRIST",
+}  # fmt: skip
+
+
 def _code(text: str) -> str:
-    """Return a value for a message if it is a lawful code string (VR CS), so that no stray text is quoted."""
+    """Return a value for a message if it is a term of the standard's, so that no stray text is quoted."""
     if not text:
         return "missing"
-    return repr(text) if re.fullmatch(r"[A-Z0-9_ ]{1,16}", text) else "an unlawful code"
+    return repr(text) if text in _TERMS else "another term"

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, Protocol
 
@@ -69,12 +70,16 @@ class Source:
         """Yield (path, row) of the CSV (or .csv.gz) files whose names end in `ending`; nothing where there is none.
 
         Raises:
-            UserError: a file lacks one of `columns`, or a row ends before it.
+            UserError: a file is cut, lacks one of `columns`, or a row ends before it.
         """
         for path in sorted(self.files):
             if path.endswith((f"{ending}.csv", f"{ending}.csv.gz")):
                 data = self.read(path)
-                text = (gzip.decompress(data) if path.endswith(".gz") else data).decode("utf-8-sig", errors="replace")
+                try:
+                    data = gzip.decompress(data) if path.endswith(".gz") else data
+                except (OSError, EOFError, zlib.error):
+                    raise UserError(f"{path}: no whole gzip file; fetch the table again") from None
+                text = data.decode("utf-8-sig", errors="replace")
                 reader = csv.DictReader(io.StringIO(text))
                 missing = [column for column in columns if column not in (reader.fieldnames or ())]
                 if missing:

@@ -79,8 +79,9 @@ def run(
         settings = parse_section(stage, settings_json)
         function = getattr(importlib.import_module(f"valor.stages.{stage}"), stage)
         _check_names(stage, function, [*inputs, *outputs, *values])
-        parents = {name: stamp["digest"] for name, stamp in stamps_of(inputs).items()}
-        with stage_run(stage, settings=settings, context=context, inputs=stamps_of(inputs), values=values) as tracked:
+        given = stamps_of(inputs, verify=True)
+        parents = {name: stamp["digest"] for name, stamp in given.items()}
+        with stage_run(stage, settings=settings, context=context, inputs=given, values=values) as tracked:
             result: StageResult = function(settings, **inputs, **outputs, **values, context=context)
             for path in outputs.values():
                 artifacts.add_to_checkpoint_info(
@@ -124,14 +125,19 @@ def _check_names(stage: str, function: Callable[..., StageResult], given: Sequen
             raise UserError(f"{stage}: {problem} {', '.join(names)}; it takes {', '.join(named)}")
 
 
-def stamps_of(inputs: Inputs) -> dict[str, dict[str, Any]]:
-    """Return the producer stamps of the inputs; the members of a list are numbered `name.0`, `name.1`, ..."""
-    stamps: dict[str, dict[str, Any]] = {}
+def stamps_of(inputs: Inputs, *, verify: bool = False) -> dict[str, dict[str, Any]]:
+    """Return the producer stamps of the inputs; the members of a list are numbered `name.0`, `name.1`, ...
+
+    Raises:
+        IntegrityError: with `verify`, a file is not what its producer stamped.
+    """
+    places: dict[str, Path] = {}
     for name, path in inputs.items():
-        if isinstance(path, list):
-            stamps |= {f"{name}.{i}": artifacts.read_stamp(member) for i, member in enumerate(path)}
-        else:
-            stamps[name] = artifacts.read_stamp(path)
+        places |= {f"{name}.{i}": member for i, member in enumerate(path)} if isinstance(path, list) else {name: path}
+    stamps = {name: artifacts.read_stamp(path) for name, path in places.items()}
+    if verify:
+        for name, stamp in stamps.items():
+            artifacts.verify_files(places[name], stamp)
     return stamps
 
 

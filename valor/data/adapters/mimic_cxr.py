@@ -37,9 +37,7 @@ def index(source: Source) -> list[SourceStudy]:
             reports[subject, study] = path
         else:
             images[subject, study].append((path, dicom_id))
-    splits = {
-        row["study_id"]: _split(row["split"], path) for path, row in source.table("-split", ("study_id", "split"))
-    }
+    splits = _splits(source)
     views = {
         row["dicom_id"]: known_view(row["ViewPosition"])
         for _, row in source.table("-metadata", ("dicom_id", "ViewPosition"))
@@ -48,6 +46,16 @@ def index(source: Source) -> list[SourceStudy]:
         _study(source, key, report=reports.get(key, ""), files=images.get(key, []), splits=splits, views=views)
         for key in sorted(reports.keys() | images.keys())
     ]
+
+
+def _splits(source: Source) -> dict[str, str]:
+    """Return the official split by study; raise UserError where the table puts a study into two."""
+    splits: dict[str, str] = {}
+    for path, row in source.table("-split", ("study_id", "split")):
+        study, split = row["study_id"], _split(row["split"], path)
+        if split and splits.setdefault(study, split) != split:
+            raise UserError(f"{path}: study {study[:20]} is in {splits[study]} and in {split}; mend the table")
+    return splits
 
 
 def _split(name: str, path: str) -> str:

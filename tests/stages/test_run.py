@@ -1,0 +1,44 @@
+"""What `valor.stages.run` does around every stage."""
+
+import json
+
+import pytest
+
+from valor import artifacts, stages
+from valor.context import Context
+from valor.errors import IntegrityError
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(monkeypatch, tmp_path):
+    monkeypatch.setenv("VALOR_TRACKING", "off")
+    monkeypatch.chdir(tmp_path)
+
+
+def judge(tmp_path):
+    return stages.run(
+        "gate",
+        settings_json=json.dumps({"rules": [{"metric": "m", "against": "sft", "margin": 0.1}], "min_subjects": 0}),
+        context=Context(),
+        inputs={"evaluation": tmp_path / "evaluation"},
+        outputs={"verdict": tmp_path / "verdict"},
+        values={"champion_digest": ""},
+    )
+
+
+def test_an_input_that_was_altered_behind_its_stamp_stops_the_stage_and_names_the_file(tmp_path):
+    cell = {"value": 0.0, "low": 0.0, "high": 0.0, "defined": 1.0}
+    metrics = {
+        "checkpoints": {"sft": {}, "vision": {}}, "checkpoint_digests": {"sft": "a", "vision": "b"},
+        "differences": {"vision-sft": {"m": cell}}, "dataset_digest": "d", "studies": 9, "subjects": 9,
+        "measures": {"m": {"label": "M", "group": "g", "form": "number", "finding": "", "higher_is_better": True}},
+        "bootstrap": {"confidence": 0.95},
+    }  # fmt: skip
+    (tmp_path / "evaluation").mkdir()
+    table = tmp_path / "evaluation" / "metrics.json"
+    table.write_text(json.dumps(metrics))
+    artifacts.stamp(tmp_path / "evaluation", kind="evaluation", stage="evaluate")
+    assert judge(tmp_path).values == {"verdict": "pass"}
+    table.write_text(table.read_text().replace('"low": 0.0', '"low": 9.0'))  # of the same size
+    with pytest.raises(IntegrityError, match=r"metrics\.json: missing or altered since evaluate wrote it"):
+        judge(tmp_path)

@@ -59,6 +59,9 @@ def test_fields_that_publish_nothing_are_the_recipes(field):
     assert load("phantom", [f"grpo_text.trainer.{field}=3"]).grpo_text.trainer[field] == 3
 
 
+ASKED = 7331
+
+
 @pytest.mark.parametrize("section", ["sft", "grpo_text"])
 def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_path, monkeypatch):
     import trl
@@ -68,7 +71,7 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
     lawful = {}
     for field in json.loads(resources.files("valor").joinpath("trainer_fields.json").read_text())[name]:
         try:
-            settings = parse_section(section, json.dumps({"trainer": {field: "asked"}}))
+            settings = parse_section(section, json.dumps({"trainer": {field: ASKED}}))
         except UserError:
             continue
         lawful |= settings.trainer
@@ -78,7 +81,7 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
         used = arguments.sft_arguments(SftSettings(trainer=lawful), output_dir=tmp_path)
     else:
         used = grpo(tmp_path, **lawful)
-    assert {field for field in lawful if used[field] != "asked"} == set()
+    assert {field for field in lawful if used[field] != ASKED} == set()
 
 
 def test_grpo_names_its_algorithm_and_needs_no_second_model(tmp_path):

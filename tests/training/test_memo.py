@@ -124,7 +124,7 @@ def test_features_made_in_inference_mode_can_enter_a_loss(policy):
 
 def test_the_store_is_bounded(policy):
     model, processor = policy
-    one = 16 * 32 * 4
+    one = 9 * 32 * 4
     memo = TowerMemo.attach(model, limit_bytes=2 * one)
     for row in (0, 1, 2, 0):
         model(**batch(processor, [row]))

@@ -96,7 +96,7 @@ class DataSettings(Section):
 class PhantomBase(Section):
     """The tiny LLaVA that `base: phantom` trains."""
 
-    subjects: Positive = 1200
+    subjects: Positive = 1000
     seed: int = 7001
     image_px: Positive = 96
     patch_px: Positive = 16
@@ -105,14 +105,14 @@ class PhantomBase(Section):
     text_width: Positive = 160
     text_layers: Positive = 4
     vocab: Positive = 1024
-    tower_steps: Positive = 450
-    language_steps: Positive = 150
+    tower_steps: Positive = 380
+    language_steps: Positive = 120
 
 
 class PhantomExpert(Section):
     """The tiny CLIP that `expert: phantom` trains, on subjects of its own."""
 
-    subjects: Positive = 1800
+    subjects: Positive = 1200
     seed: int = 8001
     image_px: Positive = 96
     patch_px: Positive = 16
@@ -121,9 +121,9 @@ class PhantomExpert(Section):
     text_width: Positive = 128
     text_layers: Positive = 3
     vocab: Positive = 1024
-    steps: int = pydantic.Field(700, ge=2)
+    steps: int = pydantic.Field(480, ge=2)
     """Half for the vision tower, half for the pairs."""
-    held_out_subjects: Positive = 400
+    held_out_subjects: Positive = 300
 
 
 class ExpertGate(Section):

@@ -121,7 +121,7 @@ class PhantomExpert(Section):
     text_width: Positive = 128
     text_layers: Positive = 3
     vocab: Positive = 1024
-    steps: int = pydantic.Field(400, ge=2)
+    steps: int = pydantic.Field(480, ge=2)
     """Half for the vision tower, half for the pairs."""
     held_out_subjects: Positive = 300
 

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from valor.artifacts import full_disk_is_a_resource_error
-from valor.errors import UserError, ValorError
+from valor.errors import UserError, ValorError, shown
 
 SHOWN_PATH = 200
 _ABOUT_A_PATH = {
@@ -41,9 +41,8 @@ def _refused_path_is_a_users_mistake() -> Iterator[None]:
     except OSError as error:
         if error.filename is None or error.errno not in _ABOUT_A_PATH:
             raise
-        shown = str(error.filename)
-        shown = shown if len(shown) < SHOWN_PATH else f"{shown[:SHOWN_PATH]}..."
-        raise UserError(f"{shown}: {error.strerror}; check the path and who may use it") from error
+        path = shown(str(error.filename), limit=SHOWN_PATH)
+        raise UserError(f"{path}: {error.strerror}; check the path and who may use it") from error
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})

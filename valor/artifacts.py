@@ -44,8 +44,17 @@ def digest_dir(path: Path) -> str:
 
     `artifact.json`, `valor.json` and storage's manifest are left out: they tell of the content, they are not it.
     """
-    files = sorted(p for p in path.rglob("*") if p.is_file() and p.name not in _NOT_CONTENT)
-    return digest_value([[p.relative_to(path).as_posix(), digest_file(p)] for p in files])
+    return _digest_of({p: digest_file(path / p) for p in _files(path)})
+
+
+def _digest_of(digests: Mapping[Path, str]) -> str:
+    """Return a directory's digest from its files' (relative path: sha256)."""
+    return digest_value([[p.as_posix(), digests[p]] for p in sorted(digests) if p.name not in _NOT_CONTENT])
+
+
+def _files(path: Path) -> list[Path]:
+    """Return the relative paths of a directory's files, the stamp left out."""
+    return [p.relative_to(path) for p in path.rglob("*") if p.is_file() and p.name != STAMP]
 
 
 def digest_code(parts: Iterable[str], libraries: Iterable[str]) -> str:
@@ -122,8 +131,9 @@ def stamp(path: Path, *, kind: str, stage: str, digest: str = "", **fields: Any)
     lists names, sizes and sha256: a file that is gone or cut is seen without reading everything (`has_its_files`), and
     who reads the artifact verifies it (`verify_files`).
     """
-    files = {name: {"size": size, "sha256": digest_file(path / name)} for name, size in _sizes(path).items()}
-    value = {"kind": kind, "stage": stage, "digest": digest or digest_dir(path), "files": files, **fields}
+    digests = {p: digest_file(path / p) for p in _files(path)}
+    files = {p.as_posix(): {"size": (path / p).stat().st_size, "sha256": found} for p, found in digests.items()}
+    value = {"kind": kind, "stage": stage, "digest": digest or _digest_of(digests), "files": files, **fields}
     write_json(path / STAMP, value)
     return value
 
@@ -158,8 +168,7 @@ def verify_files(path: Path, stamp: Mapping[str, Any]) -> None:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    files = (p for p in path.rglob("*") if p.is_file() and p.name != STAMP)
-    return {p.relative_to(path).as_posix(): p.stat().st_size for p in files}
+    return {p.as_posix(): (path / p).stat().st_size for p in _files(path)}
 
 
 def weight_digests(path: Path) -> dict[str, str]:

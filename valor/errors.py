@@ -63,3 +63,9 @@ BY_EXIT_CODE: dict[int, type[ValorError]] = {
     cls.exit_code: cls
     for cls in (UserError, DataError, GateRefused, ServiceError, ResourceError, IntegrityError, GuardStop, Interrupted)
 }
+
+
+def shown(text: str, *, limit: int = 120) -> str:
+    """Return a value's text as an error shows it: one line, at most `limit` characters of it."""
+    text = " ".join(text.split())
+    return text if len(text) <= limit else f"{text[:limit]}..."

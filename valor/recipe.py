@@ -7,6 +7,7 @@ Each stage's section travels as one JSON string, so editing one stage leaves the
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
@@ -15,10 +16,8 @@ from typing import Annotated, Any, Literal
 import pydantic
 import yaml
 
-from valor.errors import UserError
+from valor.errors import UserError, shown
 
-SHOWN = 120
-"""Characters of a value that an error shows."""
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
@@ -357,7 +356,7 @@ def parse(tree: dict[str, Any], *, source: str) -> Recipe:
             continue
         value = {} if tree.get(section) is None else tree[section]
         if not isinstance(value, dict):
-            raise UserError(f"{source}: {section} is {_shown(repr(value))}, expected a mapping")
+            raise UserError(f"{source}: {section} is {shown(repr(value))}, expected a mapping")
         inherited = {k: tree[k] for k in _INHERITED if k in tree and k in model.model_fields}
         tree[section] = {**inherited, **value}
     try:
@@ -405,6 +404,12 @@ class _StrictLoader(yaml.SafeLoader):
         return super().construct_mapping(node, deep=deep)
 
 
+# YAML 1.1 takes 1e-4 for text, as it lacks a dot; a learning rate is what it looks like.
+_StrictLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
+)
+
+
 def _parse_yaml(text: str, source: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 - a SafeLoader
@@ -414,13 +419,7 @@ def _parse_yaml(text: str, source: str) -> Any:
         raise UserError(f"{source}{at}: not valid YAML: {getattr(error, 'problem', 'cannot be read')}") from None
     except (ValueError, RecursionError) as error:
         # A date or an integer that cannot be, or nesting without end.
-        raise UserError(f"{source}: not valid YAML: {_shown(str(error))}") from None
-
-
-def _shown(value: object) -> str:
-    """Return a value as an error shows it: one line, not without end."""
-    text = " ".join((value if isinstance(value, str) else repr(value)).split())
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+        raise UserError(f"{source}: not valid YAML: {shown(str(error))}") from None
 
 
 def _read(recipe: str) -> tuple[str, str]:
@@ -445,7 +444,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
             raise UserError(f"--set {override}: {parent} is not a section")
-    node[leaf] = _parse_yaml(value, f"--set {_shown(override)}")
+    node[leaf] = _parse_yaml(value, f"--set {shown(override)}")
 
 
 def _first_problem(error: pydantic.ValidationError, source: str) -> str:
@@ -454,7 +453,7 @@ def _first_problem(error: pydantic.ValidationError, source: str) -> str:
     if problem["type"] == "extra_forbidden":
         return f"{source}: {where}: unknown key{_siblings(problem['loc'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{source}: {where}: {problem['msg']}, got {_shown(repr(problem['input']))}{more}"
+    return f"{source}: {where}: {problem['msg']}, got {shown(repr(problem['input']))}{more}"
 
 
 def _siblings(loc: tuple[int | str, ...]) -> str:
@@ -521,7 +520,7 @@ def _check_trainer_fields(section: str, trainer: dict[str, Any], source: str) ->
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{source}: {section}.trainer.{field}: is {value}, expected a finite number")
         if field in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise UserError(f"{source}: {section}.trainer.{field}: is {_shown(repr(value))}, expected a number")
+            raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected a number")
         if field not in known:
             close = difflib.get_close_matches(field, known, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

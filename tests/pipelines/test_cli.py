@@ -183,6 +183,13 @@ def test_an_odd_path_is_one_short_line(recipe):
     assert len(result.output) < 500
 
 
+def test_a_rate_without_a_dot_is_a_number(tmp_path):
+    assert load("phantom", ["sft.trainer.learning_rate=1e-4"]).sft.trainer["learning_rate"] == 1e-4
+    path = tmp_path / "r.yaml"
+    path.write_text("name: x\nsft: {trainer: {learning_rate: 3e-05, warmup_steps: 20}}")
+    assert load(path).sft.trainer == {"learning_rate": 3e-5, "warmup_steps": 20}
+
+
 def test_a_limit_that_the_served_model_would_not_use_is_refused():
     with pytest.raises(UserError, match=r"predict.max_new_tokens is 64 and grpo_vision.max_new_tokens 120"):
         load("phantom", ["predict.max_new_tokens=64"])

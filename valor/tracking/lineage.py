@@ -9,7 +9,7 @@ manifest in the model store. It cannot tell whether the recorded digests were tr
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -126,10 +126,10 @@ def chain(name: str, version: str) -> Lineage:
         ServiceError: MLflow or the model store cannot be reached.
     """
     with store.service_errors(f"reading {name}/{version}"):
-        registered = _found(lambda: store.client().get_model_version(name, version))
+        registered = store.found(lambda: store.client().get_model_version(name, version))
         if registered is None:
             raise UserError(f"{name}/{version}: no such registered version at {store.shown_uri()}")
-        run = _found(lambda: store.client().get_run(registered.run_id))
+        run = store.found(lambda: store.client().get_run(registered.run_id))
     if run is None:
         raise IntegrityError(
             f"{name}/{version}: the run that registered it, {registered.run_id}, is not in this MLflow"
@@ -229,7 +229,7 @@ class _Walker:
         if not run_id:
             self.problems.append(f"{name}: its stamp names no producing run; it was made with VALOR_TRACKING=off")
             return None
-        run = _found(lambda: store.client().get_run(run_id))
+        run = store.found(lambda: store.client().get_run(run_id))
         if run is None:
             self.problems.append(
                 f"{name}: its producing run {run_id} is not in this MLflow; make it again without reuse"
@@ -259,7 +259,7 @@ def _model_problems(registered: "ModelVersion") -> list[str]:
     """Compare what the version's model loads with the checkpoint that the version names."""
     from mlflow.models import Model
 
-    found = _found(lambda: Model.load(registered.source))
+    found = store.found(lambda: Model.load(registered.source))
     if found is None:
         return [f"the version's model {registered.source} is not in this MLflow"]
     config = found.flavors.get("python_function", {}).get("config") or {}
@@ -340,18 +340,6 @@ def content_digest(manifest: Mapping[str, Any]) -> str:
         if Path(name).name not in (artifacts.STAMP, artifacts.CHECKPOINT_INFO, artifacts.MANIFEST)
     ]
     return artifacts.digest_value(sorted(rows, key=lambda row: Path(row[0])))
-
-
-def _found(read: Callable[[], Any]) -> Any:
-    """Return what MLflow has, or None where it has nothing by that name or id."""
-    from mlflow.exceptions import MlflowException
-
-    try:
-        return read()
-    except MlflowException as error:
-        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-            return None
-        raise
 
 
 def _unique(nodes: Any) -> Iterator[Node]:

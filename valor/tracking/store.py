@@ -10,9 +10,9 @@ import fcntl
 import functools
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from valor.context import home
@@ -70,17 +70,22 @@ def experiment_id() -> str:
     return _experiment(tracking_uri(), experiment_name(), os.getpid())
 
 
-def has_run(run_id: str) -> bool:
-    """Tell whether the store holds a run, undeleted."""
+def found(read: Callable[[], Any]) -> Any:
+    """Return what MLflow has, or None where it has nothing by that name or id."""
     from mlflow.exceptions import MlflowException
 
     try:
-        run = client().get_run(run_id)
+        return read()
     except MlflowException as error:
-        if error.error_code == "RESOURCE_DOES_NOT_EXIST":
-            return False
+        if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+            return None
         raise
-    return run.info.lifecycle_stage == "active"
+
+
+def has_run(run_id: str) -> bool:
+    """Tell whether the store holds a run, undeleted."""
+    run = found(lambda: client().get_run(run_id))
+    return run is not None and run.info.lifecycle_stage == "active"
 
 
 def shown_uri() -> str:

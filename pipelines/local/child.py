@@ -41,9 +41,10 @@ def main() -> None:
 def _run(pipeline_path: Path, home: Path) -> None:
     from kfp import components, local
 
-    from pipelines.local import cache
+    from pipelines.local import cache, forked
     from valor.tracking.runs import initialise_store
 
+    forked.install()
     # Several tasks that open a fresh SQLite store at once crash, so it is made before any of them.
     initialise_store()
     local.init(

@@ -1,0 +1,56 @@
+"""Tasks as forks of one process that holds the libraries already (`pipelines.local.preload`).
+
+`kfp.local` starts every task as `sh -c "... python3 -m kfp.dsl.executor_main ..."`, and each of some fifteen of them
+would import torch, transformers and MLflow again, 5 to 7 s a time. A fork has them at once, and is otherwise what the
+fresh process is: environment, standard streams, process group, exit status. Python's own fork server does the forking.
+"""
+
+import atexit
+import functools
+import multiprocessing
+import os
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+
+_SOURCE = "ephemeral_component.py"
+
+
+def install() -> None:
+    """Make `kfp.local.SubprocessRunner` fork its tasks; the libraries load from now on, in the background."""
+    from kfp.local import subprocess_task_handler
+
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.local.preload"])
+    forkserver.ensure_running()
+    subprocess_task_handler.run_local_subprocess = functools.partial(_run, context)
+
+
+def _run(context: multiprocessing.context.ForkServerContext, full_command: Sequence[str],
+         env_vars: Mapping[str, str] | None = None) -> int:  # fmt: skip
+    """Run a Python component's command in a fork and return its exit status, negative for a signal."""
+    script = next(i for i, part in enumerate(full_command) if _SOURCE in part and '"$@"' in part)
+    source, arguments = full_command[script + 1], full_command[script + 2 :]
+    process = context.Process(target=_execute, args=(source, list(arguments), dict(env_vars or {})))
+    process.start()
+    process.join()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+def _execute(source: str, arguments: Sequence[str], env_vars: Mapping[str, str]) -> None:
+    """Do in this process what KFP's shell command does in one of its own."""
+    from kfp.dsl import executor_main
+
+    os.environ.update(env_vars)
+    try:
+        with tempfile.TemporaryDirectory() as directory:
+            module = Path(directory, _SOURCE)
+            module.write_text(source, encoding="utf-8")
+            sys.argv = ["executor_main", "--component_module_path", str(module), *arguments]
+            executor_main.executor_main()
+    finally:
+        # A fork leaves without them, and libraries remove their temporary files there.
+        atexit._run_exitfuncs()

@@ -86,7 +86,9 @@ def test_loss_falls_on_the_report_alone(trained):
     studies = training_studies(world().dataset, studies=0, seed=0)
     rows = sft_rows(studies, processor, prompt=PROMPT)
     args = sft_arguments(settings(), output_dir=trained[0].with_name("unused"))
-    trainer = ReportSFTTrainer(model=model, args=args, train_dataset=rows, processing_class=processor)
+    trainer = ReportSFTTrainer(
+        model=model, args=args, train_dataset=rows, processing_class=processor, lengths=[1] * len(studies)
+    )
     batch = trainer.data_collator([rows[0]])
     learned = batch["labels"][0][batch["labels"][0] != -100]
     text = processor.tokenizer.decode(learned)

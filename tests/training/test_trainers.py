@@ -20,6 +20,7 @@ from valor.stages.grpo_text import grpo_text
 from valor.stages.sft import sft
 from valor.training import callbacks
 from valor.training.advantages import rank_advantages
+from valor.training.trainers import SimilarLengths
 
 SFT = SftSettings(trainer={"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 1})
 TEXT = GrpoTextSettings(
@@ -69,6 +70,42 @@ def test_sft_continues_exactly_within_and_across_epochs(tmp_path, monkeypatch, u
     assert_same_weights(undisturbed / "sft", tmp_path / "sft")
 
 
+def test_batches_of_similar_length_continue_exactly_in_a_later_epoch(tmp_path, monkeypatch):
+    grouped = SFT.model_copy(update={"trainer": {**SFT.trainer, "train_sampling_strategy": "group_by_length"}})
+    (tmp_path / "undisturbed").mkdir()
+    (tmp_path / "random").mkdir()
+    run(sft, grouped, tmp_path / "undisturbed" / "sft", base=world().base)
+    run_until(7, monkeypatch, sft, grouped, tmp_path / "sft", base=world().base)
+    assert run(sft, grouped, tmp_path / "sft", base=world().base)["resumed_from_step"] == 7
+    assert_same_weights(tmp_path / "undisturbed" / "sft", tmp_path / "sft")
+    run(sft, SFT, tmp_path / "random" / "sft", base=world().base)
+    with pytest.raises(AssertionError, match="tensors differ"):
+        assert_same_weights(tmp_path / "undisturbed" / "sft", tmp_path / "random" / "sft")
+
+
+def padding(order: list[int], lengths: list[int], size: int) -> int:
+    batches = [[lengths[i] for i in order[start : start + size]] for start in range(0, len(order), size)]
+    return sum(max(batch) * len(batch) - sum(batch) for batch in batches)
+
+
+@pytest.mark.parametrize("count", [3, 4, 64, 70])
+def test_batches_of_similar_length_hold_every_example_once_in_an_order_per_epoch(count):
+    lengths = [(i * 37) % 101 for i in range(count)]
+    sampler = SimilarLengths(lengths, batch_size=4, seed=5)
+    first, again = list(sampler), list(sampler)
+    sampler.set_epoch(1)
+    second = list(sampler)
+    assert first == again
+    assert sorted(first) == sorted(second) == list(range(count))
+    assert len(sampler) == count
+    if count >= 64:
+        assert first != second
+        shuffled = torch.randperm(count, generator=torch.Generator().manual_seed(1)).tolist()
+        assert padding(first, lengths, 4) < 0.5 * padding(shuffled, lengths, 4)
+        heads = [lengths[i] for i in first[::4]]
+        assert heads not in (sorted(heads), sorted(heads, reverse=True))
+
+
 @pytest.mark.parametrize("step", [2, 3, 5, 8])
 def test_grpo_continues_exactly_within_and_across_epochs(tmp_path, monkeypatch, undisturbed, step):
     run_until(step, monkeypatch, grpo_text, TEXT, tmp_path / "text", parent=world().parent)
@@ -82,9 +119,14 @@ def trainer_of(tmp_path: Path):
     from valor.training.trainers import ReportSFTTrainer
 
     model, processor = load_policy(world().base)
-    rows = sft_rows(training_studies(world().dataset, studies=0, seed=0), processor, prompt=PROMPT)
-    args = sft_arguments(SFT, output_dir=tmp_path)
-    return ReportSFTTrainer(model=model, args=args, train_dataset=rows, processing_class=processor)
+    studies = training_studies(world().dataset, studies=0, seed=0)
+    return ReportSFTTrainer(
+        model=model,
+        args=sft_arguments(SFT, output_dir=tmp_path),
+        train_dataset=sft_rows(studies, processor, prompt=PROMPT),
+        processing_class=processor,
+        lengths=[len(study.text) for study in studies],
+    )
 
 
 def test_resume_restores_every_weight(tmp_path):

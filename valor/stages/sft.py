@@ -25,6 +25,7 @@ def sft(settings: SftSettings, *, dataset: Path, base: Path, checkpoint: Path, c
             args=sft_arguments(settings, output_dir=policy.output_dir),
             train_dataset=sft_rows(policy.studies, policy.processor, prompt=policy.prompt),
             processing_class=policy.processor,
+            lengths=[len(study.text) for study in policy.studies],
         )
 
     metrics, cleanup = train(

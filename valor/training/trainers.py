@@ -2,11 +2,12 @@
 
 * `_Exact`: a resume restores the weights (transformers loads LLaVA's checkpoints with `strict=False`, and their key
   names match nothing), the order of the data, and TRL's step counter; nothing is sent to anybody.
-* `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that.
+* `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length.
 * `RankGRPOTrainer`: stage 2, advantages from ranks (`valor.training.advantages`).
 """
 
 import logging
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -45,8 +46,58 @@ class _Exact:
         """Write no model card: TRL would write one at each checkpoint."""
 
 
+class SimilarLengths(torch.utils.data.Sampler[int]):
+    """Batches of similar length in random order: sorted by length within four random batches, then shuffled.
+
+    transformers' own sampler for `train_sampling_strategy: group_by_length` sorts a quarter of the data at once, from
+    long (findings) to short (none), and draws an epoch's order from the global generator, so a resume would not find
+    it again. Here the order is a function of seed and epoch.
+
+    Args:
+        lengths: of the N examples, in any unit.
+        batch_size: examples of one optimizer step, of all processes together.
+        seed: of the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], *, batch_size: int, seed: int):
+        self._lengths, self._batch_size, self._seed, self._epoch = lengths, batch_size, seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order of one epoch."""
+        self._epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self._seed + self._epoch)
+        order, size = torch.randperm(len(self), generator=generator).tolist(), self._batch_size
+        batches = []
+        for start in range(0, len(order), 4 * size):
+            similar = sorted(order[start : start + 4 * size], key=self._lengths.__getitem__)
+            batches += [similar[i : i + size] for i in range(0, len(similar), size)]
+        # A short batch stays last, or every batch after it would straddle two lengths.
+        last = [batches.pop()] if len(batches[-1]) < size else []
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return iter([index for batch in shuffled + last for index in batch])
+
+
 class ReportSFTTrainer(_Exact, SFTTrainer):
-    """Supervised fine-tuning that resumes exactly."""
+    """Supervised fine-tuning that resumes exactly.
+
+    Args:
+        lengths: of the training examples, for `train_sampling_strategy: group_by_length`.
+    """
+
+    def __init__(self, *args: Any, lengths: Sequence[int], **kwargs: Any):
+        self._lengths = lengths
+        super().__init__(*args, **kwargs)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return SimilarLengths(self._lengths, batch_size=size, seed=self.args.seed)
 
 
 class EpochRepeatSampler(RepeatSampler):

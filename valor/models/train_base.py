@@ -1,26 +1,31 @@
-"""The phantom's base: a tiny LLaVA whose tower has seen radiographs and whose language part has read reports.
+"""The phantom's base: a tiny LLaVA that has learned from radiographs and reports of its own, as a LLaVA of size has.
 
-The two have not met: joining them is what SFT is for. All subjects are the base's own (`models.phantom_base.seed`).
+First its tower learns the findings of the reports, then projector and language model learn to write the reports of the
+images, the tower frozen. All subjects are the base's own (`models.phantom_base.seed`); SFT brings it to other ones.
 """
 
 import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from valor import artifacts, progress
 from valor.data.manifest import report_text
 from valor.models.loading import messages, save_policy
 from valor.models.optimise import batches, fit
 from valor.models.tiny import build_llava
-from valor.models.tower import pretrain, to_batch
+from valor.models.tower import normalised, patch_tokens, pretrain, to_batch
 from valor.recipe import ModelSettings, PhantomStudies
+
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger(__name__)
 
 SOURCE_PX = 192
 """Studies are drawn at this size and shrunk to the model's, as ingest and the loader do."""
 _LANGUAGE_BATCH = 16
+_TOWER_BATCH = 64
 
 
 def never() -> None:
@@ -51,6 +56,7 @@ def train_base(settings: ModelSettings, *, path: Path, leads: bool = True, check
     teach_reports(
         model,
         processor,
+        images,
         reports,
         prompt=settings.prompt,
         steps=own.language_steps,
@@ -73,6 +79,7 @@ def train_base(settings: ModelSettings, *, path: Path, leads: bool = True, check
 def teach_reports(
     model: Any,
     processor: Any,
+    images: "torch.Tensor",
     reports: Sequence[str],
     *,
     prompt: str,
@@ -80,30 +87,50 @@ def teach_reports(
     seed: int,
     after: Callable[[int, float], None] | None = None,
 ) -> None:
-    """Teach a LLaVA's language model to write reports after the prompt, the image's place left out."""
+    """Teach projector and language model of a LLaVA to write the reports of images, its tower frozen.
+
+    The tower sees each image once, so a step costs what the language model does.
+
+    Args:
+        model: a LlavaForConditionalGeneration.
+        processor: its processor.
+        images: (N, H, W) uint8 at the model's size.
+        reports: their N reports.
+        prompt: the question that they answer.
+        steps: optimizer steps of 16 reports.
+        seed: of the order.
+        after: see `fit`.
+    """
     import torch
     from torch.nn import functional
 
     tokenizer = processor.tokenizer
     asked = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
-    asked = asked.replace(processor.image_token, "")
-    texts = [asked + report + tokenizer.eos_token for report in reports]
-    encoded = tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")
-    ids, mask = encoded["input_ids"], encoded["attention_mask"]
-    start = len(tokenizer(asked)["input_ids"])
-    language, head = model.model.language_model, model.lm_head
+    before, behind = (tokenizer(part)["input_ids"] for part in asked.split(processor.image_token))
+    encoded = tokenizer([report + tokenizer.eos_token for report in reports], padding=True, padding_side="right")
+    ids, mask = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"])
+    language, projector, head = model.model.language_model, model.model.multi_modal_projector, model.lm_head
+    with torch.no_grad():
+        seen = [patch_tokens(model.model.vision_tower, normalised(part)) for part in images.split(_TOWER_BATCH)]
+    features = torch.cat(seen)
     order = batches(len(reports), _LANGUAGE_BATCH, seed=seed)
 
     def loss_of(_: int) -> "torch.Tensor":
         rows = next(order)
         longest = int(mask[rows].sum(dim=1).max())
-        own, seen = ids[rows, :longest], mask[rows, :longest]
-        hidden = language(input_ids=own, attention_mask=seen).last_hidden_state
-        wanted = own.masked_fill(seen == 0, -100)[:, start:]
+        own, kept = ids[rows, :longest], mask[rows, :longest]
+        words = [torch.tensor(part).expand(len(rows), -1) for part in (before, behind)]
+        first, second, last = (language.embed_tokens(part) for part in (*words, own))
+        embeds = torch.cat([first, projector(features[rows]), second, last], dim=1)
+        start = embeds.shape[1] - longest
+        hidden = language(
+            inputs_embeds=embeds, attention_mask=functional.pad(kept, (start, 0), value=1)
+        ).last_hidden_state
+        wanted = own.masked_fill(kept == 0, -100)
         return functional.cross_entropy(head(hidden[:, start - 1 : -1]).transpose(1, 2), wanted)
 
     language.train()
-    fit([language], loss_of, steps=steps, muon_lr=0.01, after=after)
+    fit([language, projector], loss_of, steps=steps, muon_lr=0.01, after=after)
     language.eval()
 
 

@@ -19,6 +19,7 @@ MODULES = (
     "pandas",
     "pyarrow.parquet",
     "pydicom",
+    "torch._inductor",  # torch.use_deterministic_algorithms asks for it.
     "trl.trainer.grpo_trainer",
     "trl.trainer.sft_trainer",
     "transformers.models.llava.modeling_llava",

@@ -7,7 +7,8 @@ import pytest
 
 from valor.errors import UserError
 from valor.recipe import GrpoTextSettings, TextReward
-from valor.rewards.text import KNOWN, RUNAWAY, SHORT, build, completion_text, is_report
+from valor.rewards.completions import completion_text
+from valor.rewards.text import KNOWN, RUNAWAY, SHORT, build, is_report
 
 REPORTS = (
     "FINDINGS: The heart is mildly enlarged. Small left pleural effusion with left basilar atelectasis. "
@@ -144,12 +145,13 @@ def test_a_repeating_reference_is_its_own_measure():
 @pytest.mark.parametrize("name", sorted(KNOWN))
 def test_truncated_completions_score_worst(name):
     low, high = RANGE[name]
-    (function,), _ = build([TextReward(name=name)], max_new_tokens=3, eos_token_ids=[2])
+    (function,), _ = build([TextReward(name=name)], eos_token_ids=[2])
     two = [REPORTS[0], REPORTS[0]]
-    assert function(two, two, truncated=[True, False]) == [low, high]
     assert function(two, two, completion_ids=[[5, 6, 7], [5, 6, 2]]) == [low, high]
-    assert function(two, two, completion_ids=[[5, 6], [5, 2]]) == [high, high]
+    assert function(two, two, completion_ids=[[], [5, 2]]) == [low, high]
     assert function(two, two) == [high, high]
+    (unaware,), _ = build([TextReward(name=name)])
+    assert unaware(two, two, completion_ids=[[5, 6, 7], [5, 6, 2]]) == [high, high]
 
 
 def test_build_names_weights_and_signature():

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from valor.models.sentences import sentences
 from valor.models.statements import Statements
-from valor.rewards.text import completion_text
+from valor.rewards.completions import completion_text, were_cut
 
 if TYPE_CHECKING:
     from valor.models.expert import Expert
@@ -50,7 +50,7 @@ def expert_reward(
         import torch
 
         texts = [completion_text(completion) for completion in completions]
-        cut = _truncated(completion_ids, len(texts), set(eos_token_ids))
+        cut = were_cut(completion_ids, count=len(texts), eos_token_ids=eos_token_ids)
         last = [is_cut or not sentences(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
         scores = score(torch.as_tensor(image_embed, dtype=torch.float32), texts)
         return [lowest if is_last else float(value) for value, is_last in zip(scores, last, strict=True)]
@@ -67,9 +67,3 @@ def is_repetitive(report: str) -> bool:
     words = report.lower().split()
     runs = list(zip(*(words[i:] for i in range(4)), strict=False))
     return len(runs) >= 8 and len(set(runs)) < len(runs) / 2
-
-
-def _truncated(ids: Sequence[Sequence[int]] | None, count: int, ends: set[int]) -> list[bool]:
-    if ids is None or not ends:
-        return [False] * count
-    return [ends.isdisjoint(row) for row in ids]

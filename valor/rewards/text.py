@@ -17,6 +17,7 @@ from valor.metrics.gleu import gleu
 from valor.metrics.words import words
 from valor.recipe import TextReward
 from valor.rewards.agreement import AgreementWeights, agreement
+from valor.rewards.completions import completion_text, were_cut
 
 RewardFunction = Callable[..., list[float]]
 Scorer = Callable[[str, str], float]
@@ -96,15 +97,13 @@ KNOWN: Mapping[str, _Kind] = {
 
 
 def build(
-    rewards: Sequence[TextReward], *, max_new_tokens: int = 0, eos_token_ids: Collection[int] = ()
+    rewards: Sequence[TextReward], *, eos_token_ids: Collection[int] = ()
 ) -> tuple[list[RewardFunction], list[float]]:
     """Return reward functions for TRL and their weights.
 
     Args:
         rewards: names, weights and options from the recipe.
-        max_new_tokens: with `eos_token_ids`, lets a reward see a cut completion in TRL's `completion_ids`: one of at
-            least this many tokens that does not end in one of these ids.
-        eos_token_ids: ids that end a completion.
+        eos_token_ids: ids that end a report; a completion without any of them was cut.
 
     Returns:
         Functions `(completions, reference, **kwargs) -> list[float]` with distinct `__name__`, and their weights.
@@ -119,22 +118,8 @@ def build(
         seen[reward.name] += 1
         # TRL logs by __name__: two alike would share one column.
         name = reward.name if seen[reward.name] == 1 else f"{reward.name}_{seen[reward.name]}"
-        functions.append(_function(scorer, name, worst, max_new_tokens, frozenset(eos_token_ids)))
+        functions.append(_function(scorer, name, worst, frozenset(eos_token_ids)))
     return functions, [reward.weight for reward in rewards]
-
-
-def completion_text(completion: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return the text of a completion: a string, or a conversation whose contents are strings or typed parts."""
-    if isinstance(completion, str):
-        return completion
-    parts = []
-    for message in completion:
-        content = message["content"]
-        if isinstance(content, str):
-            parts.append(content)
-        else:
-            parts += [part["text"] for part in content if part.get("type", "text") == "text"]
-    return "\n".join(parts)
 
 
 def is_report(candidate: str, reference: str) -> bool:
@@ -173,24 +158,19 @@ def _check(name: str, options: Any) -> None:
         raise UserError(f"grpo_text.rewards.{name}.options.true_positive: is 0, expected more")
 
 
-def _function(scorer: Scorer, name: str, worst: float, limit: int, eos: frozenset[int]) -> RewardFunction:
+def _function(scorer: Scorer, name: str, worst: float, eos_token_ids: frozenset[int]) -> RewardFunction:
     def reward(
         completions: Sequence[Any],
         reference: Sequence[str],
         *,
-        truncated: Sequence[bool] | None = None,
         completion_ids: Sequence[Sequence[int]] | None = None,
         **kwargs: Any,
     ) -> list[float]:
         texts = [completion_text(c) for c in completions]
-        if truncated is None:
-            truncated = [
-                bool(eos and limit and len(ids) >= limit and ids[-1] not in eos)
-                for ids in (completion_ids or [()] * len(texts))
-            ]
+        cut = were_cut(completion_ids, count=len(texts), eos_token_ids=eos_token_ids)
         return [
-            scorer(ref, text) if not cut and is_report(text, ref) else worst
-            for text, ref, cut in zip(texts, reference, truncated, strict=True)
+            scorer(ref, text) if not is_cut and is_report(text, ref) else worst
+            for text, ref, is_cut in zip(texts, reference, cut, strict=True)
         ]
 
     reward.__name__ = reward.__qualname__ = name

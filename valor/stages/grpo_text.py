@@ -23,9 +23,7 @@ def grpo_text(
     def build(policy: Policy) -> Any:
         from valor.training.trainers import ReportGRPOTrainer
 
-        functions, weights = build_rewards(
-            settings.rewards, max_new_tokens=settings.max_new_tokens, eos_token_ids=end_tokens(policy.model)
-        )
+        functions, weights = build_rewards(settings.rewards, eos_token_ids=end_tokens(policy.model))
         args = grpo_arguments(
             settings, output_dir=policy.output_dir, defaults=GRPO_DEFAULTS, reward_weights=list(weights)
         )

@@ -16,6 +16,7 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from valor.errors import IntegrityError
+from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
 
 
@@ -152,10 +153,10 @@ class RankGRPOTrainer(ReportGRPOTrainer):
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list
     ) -> "torch.Tensor":
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        ends = {*self.eos_token_ids, self._tokenizer.pad_token_id}
+        cut = were_cut(completion_ids_list, count=len(completions), eos_token_ids=self.eos_token_ids)
         local = [
-            not _text(completion).strip() or not ids or ids[-1] not in ends
-            for completion, ids in zip(completions, completion_ids_list, strict=True)
+            is_cut or not completion_text(completion).strip()
+            for completion, is_cut in zip(completions, cut, strict=True)
         ]
         unusable = gather(torch.tensor(local, device=rewards.device)) | rewards.isnan().any(dim=1)
         total = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1)
@@ -173,11 +174,6 @@ class RankGRPOTrainer(ReportGRPOTrainer):
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = self._ranked[start : start + len(inputs)].to(output["advantages"].device)
         return output
-
-
-def _text(completion: Any) -> str:
-    """Return a completion's text, from a string or a conversation."""
-    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
 def _hide_rows(record: logging.LogRecord) -> bool:

@@ -167,7 +167,7 @@ class SftSettings(TrainStage):
 class TextReward(Section):
     """One stage-1 reward by its name in `valor.rewards.text` and its weight."""
 
-    name: str
+    name: Literal["clinical_agreement_reward", "gleu_reward", "length_reward", "repetition_reward"]
     weight: float = 1.0
     options: dict[str, float] = {}
 

@@ -2,11 +2,12 @@
 
 import random
 import time
+import typing
 
 import pytest
 
 from valor.errors import UserError
-from valor.recipe import GrpoTextSettings, TextReward
+from valor.recipe import GrpoTextSettings, TextReward, load
 from valor.rewards.completions import completion_text
 from valor.rewards.text import KNOWN, RUNAWAY, SHORT, build, is_report
 
@@ -167,6 +168,12 @@ def test_build_names_weights_and_signature():
         assert all(type(value) is float for value in plain)
 
 
+def test_a_recipe_can_name_every_reward_and_no_other():
+    assert sorted(typing.get_args(TextReward.model_fields["name"].annotation)) == sorted(KNOWN)
+    with pytest.raises(UserError, match="blue_reward.*'gleu_reward'"):
+        load("phantom", ["grpo_text.rewards=[{name: blue_reward}]"])
+
+
 def test_completion_text():
     assert completion_text("a") == "a"
     assert completion_text([{"role": "assistant", "content": "a"}]) == "a"
@@ -182,7 +189,6 @@ def test_is_report():
 @pytest.mark.parametrize(
     ("reward", "message"),
     [
-        (TextReward(name="blue_reward"), "known are clinical_agreement_reward, gleu_reward"),
         (TextReward(name="gleu_reward", options={"n": 2}), "unknown option; gleu_reward has no options"),
         (TextReward(name="length_reward", options={"lo": 2}), "length_reward has low, high"),
         (TextReward(name="length_reward", options={"low": 2, "high": 1}), "expected 0 < low <= high"),

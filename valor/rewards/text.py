@@ -109,7 +109,7 @@ def build(
         Functions `(completions, reference, **kwargs) -> list[float]` with distinct `__name__`, and their weights.
 
     Raises:
-        UserError: an unknown reward or option, or bounds that cannot be.
+        UserError: an unknown option, or bounds that cannot be.
     """
     functions: list[RewardFunction] = []
     seen: Counter[str] = Counter()
@@ -128,9 +128,7 @@ def is_report(candidate: str, reference: str) -> bool:
 
 
 def _scorer(reward: TextReward) -> tuple[Scorer, float]:
-    kind = KNOWN.get(reward.name)
-    if kind is None:
-        raise UserError(f"grpo_text.rewards: {reward.name!r} is no reward; known are {', '.join(KNOWN)}")
+    kind = KNOWN[reward.name]
     known = [field.name for field in dataclasses.fields(kind.options)] if kind.options else []  # type: ignore[arg-type]
     for option, value in reward.options.items():
         if option not in known:

@@ -95,7 +95,7 @@ class DataSettings(Section):
 class PhantomBase(Section):
     """The tiny LLaVA that `base: phantom` trains."""
 
-    subjects: Positive = 1000
+    subjects: Positive = 1200
     seed: int = 7001
     image_px: Positive = 96
     patch_px: Positive = 16
@@ -105,7 +105,7 @@ class PhantomBase(Section):
     text_layers: Positive = 4
     vocab: Positive = 1024
     tower_steps: Positive = 320
-    language_steps: Positive = 100
+    language_steps: Positive = 180
 
 
 class PhantomExpert(Section):

@@ -97,7 +97,7 @@ def teach_reports(
         images: (N, H, W) uint8 at the model's size.
         reports: their N reports.
         prompt: the question that they answer.
-        steps: optimizer steps of 16 reports.
+        steps: optimizer steps of 16 reports of similar length.
         seed: of the order.
         after: see `fit`.
     """
@@ -113,7 +113,7 @@ def teach_reports(
     with torch.no_grad():
         seen = [patch_tokens(model.model.vision_tower, normalised(part)) for part in images.split(_TOWER_BATCH)]
     features = torch.cat(seen)
-    order = batches(len(reports), _LANGUAGE_BATCH, seed=seed)
+    order = batches(len(reports), _LANGUAGE_BATCH, seed=seed, lengths=mask.sum(dim=1).tolist())
 
     def loss_of(_: int) -> "torch.Tensor":
         rows = next(order)

@@ -16,6 +16,7 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from valor.errors import IntegrityError
+from valor.models.optimise import similar_batches
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
 
@@ -48,7 +49,7 @@ class _Exact:
 
 
 class SimilarLengths(torch.utils.data.Sampler[int]):
-    """Batches of similar length in random order: sorted by length within four random batches, then shuffled.
+    """Batches of similar length in random order (`similar_batches`).
 
     transformers' own sampler for `train_sampling_strategy: group_by_length` sorts a quarter of the data at once, from
     long (findings) to short (none), and draws an epoch's order from the global generator, so a resume would not find
@@ -72,15 +73,7 @@ class SimilarLengths(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        order, size = torch.randperm(len(self), generator=generator).tolist(), self._batch_size
-        batches = []
-        for start in range(0, len(order), 4 * size):
-            similar = sorted(order[start : start + 4 * size], key=self._lengths.__getitem__)
-            batches += [similar[i : i + size] for i in range(0, len(similar), size)]
-        # A short batch stays last, or every batch after it would straddle two lengths.
-        last = [batches.pop()] if len(batches[-1]) < size else []
-        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return iter([index for batch in shuffled + last for index in batch])
+        return iter([i for batch in similar_batches(self._lengths, self._batch_size, generator) for i in batch])
 
 
 class ReportSFTTrainer(_Exact, SFTTrainer):

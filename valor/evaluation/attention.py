@@ -52,7 +52,8 @@ def mention_maps(
                 return_tensors="pt", padding=True,
             )  # fmt: skip
             inputs = inputs.to(model.device, dtype=model.dtype)
-            layers = model(**inputs, output_attentions=True, use_cache=False).attentions
+            # The inner model: what the head would say of every position is not asked.
+            layers = model.model(**inputs, output_attentions=True, use_cache=False).attentions
             attention = torch.stack([layer.float().mean(dim=1) for layer in layers]).mean(dim=0)
             is_image = inputs["input_ids"] == model.config.image_token_id
             for row, i in enumerate(batch):

@@ -105,7 +105,7 @@ class PhantomBase(Section):
     text_layers: Positive = 4
     vocab: Positive = 1024
     tower_steps: Positive = 320
-    language_steps: Positive = 180
+    language_steps: Positive = 300
 
 
 class PhantomExpert(Section):

@@ -6,7 +6,7 @@ several processes and resuming, since a run takes two minutes.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -94,36 +94,15 @@ def orthogonal(update: "torch.Tensor", coefficients: tuple[float, float, float],
     return x.T if tall else x
 
 
-def batches(count: int, size: int, *, seed: int, lengths: Sequence[int] | None = None) -> Iterator["torch.Tensor"]:
-    """Yield index batches for ever: each epoch a new permutation, its incomplete last batch left out.
-
-    With `lengths`, of the examples in any unit, the batches are of similar length.
-    """
+def batches(count: int, size: int, *, seed: int) -> Iterator["torch.Tensor"]:
+    """Yield index batches for ever: each epoch a new permutation, its incomplete last batch left out."""
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     size = min(size, count)
     while True:
-        if lengths is None:
-            yield from torch.randperm(count, generator=generator)[: count - count % size].split(size)
-        else:
-            yield from (torch.tensor(b) for b in similar_batches(lengths, size, generator) if len(b) == size)
-
-
-def similar_batches(lengths: Sequence[int], size: int, generator: "torch.Generator") -> list[list[int]]:
-    """Return one epoch's batches of indices: sorted by length within every four random batches, then shuffled.
-
-    What is left over makes a short batch at the end.
-    """
-    import torch
-
-    order = torch.randperm(len(lengths), generator=generator).tolist()
-    found = []
-    for start in range(0, len(order), 4 * size):
-        similar = sorted(order[start : start + 4 * size], key=lengths.__getitem__)
-        found += [similar[i : i + size] for i in range(0, len(similar), size)]
-    last = [found.pop()] if len(found[-1]) < size else []
-    return [found[i] for i in torch.randperm(len(found), generator=generator).tolist()] + last
+        order = torch.randperm(count, generator=generator)
+        yield from order[: count - count % size].split(size)
 
 
 def _split(modules: Iterable["torch.nn.Module"]) -> tuple[list[Any], list[Any]]:

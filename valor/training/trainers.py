@@ -16,7 +16,6 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from valor.errors import IntegrityError
-from valor.models.optimise import similar_batches
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
 
@@ -49,7 +48,7 @@ class _Exact:
 
 
 class SimilarLengths(torch.utils.data.Sampler[int]):
-    """Batches of similar length in random order (`similar_batches`).
+    """Batches of similar length in random order: sorted by length within four random batches, then shuffled.
 
     transformers' own sampler for `train_sampling_strategy: group_by_length` sorts a quarter of the data at once, from
     long (findings) to short (none), and draws an epoch's order from the global generator, so a resume would not find
@@ -73,7 +72,15 @@ class SimilarLengths(torch.utils.data.Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
-        return iter([i for batch in similar_batches(self._lengths, self._batch_size, generator) for i in batch])
+        order, size = torch.randperm(len(self), generator=generator).tolist(), self._batch_size
+        batches: list[list[int]] = []
+        for start in range(0, len(order), 4 * size):
+            similar = sorted(order[start : start + 4 * size], key=self._lengths.__getitem__)
+            batches += [similar[i : i + size] for i in range(0, len(similar), size)]
+        # A short batch stays last, or every batch after it would straddle two lengths.
+        last = [batches.pop()] if len(batches[-1]) < size else []
+        shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+        return iter([index for batch in shuffled + last for index in batch])
 
 
 class ReportSFTTrainer(_Exact, SFTTrainer):

@@ -9,13 +9,17 @@ import atexit
 import functools
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Mapping, Sequence
-from multiprocessing import forkserver
+from multiprocessing import connection, forkserver
 from pathlib import Path
 
 _SOURCE = "ephemeral_component.py"
+_STATUS = threading.Lock()
+"""Held while exit statuses are read, which starting a process does too: a status can be read once."""
 
 
 def install() -> None:
@@ -34,8 +38,11 @@ def _run(context: multiprocessing.context.ForkServerContext, full_command: Seque
     script = next(i for i, part in enumerate(full_command) if _SOURCE in part and '"$@"' in part)
     source, arguments = full_command[script + 1], full_command[script + 2 :]
     process = context.Process(target=_execute, args=(source, list(arguments), dict(env_vars or {})))
-    process.start()
-    process.join()
+    with _STATUS:
+        process.start()
+    connection.wait([process.sentinel])
+    with _STATUS:
+        process.join()
     assert process.exitcode is not None
     return process.exitcode
 
@@ -44,6 +51,9 @@ def _execute(source: str, arguments: Sequence[str], env_vars: Mapping[str, str])
     """Do in this process what KFP's shell command does in one of its own."""
     from kfp.dsl import executor_main
 
+    # What the fork server has otherwise than a fresh process: it outlives SIGTERM, and its kind of start is inherited.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    multiprocessing.set_start_method(None, force=True)
     os.environ.update(env_vars)
     try:
         with tempfile.TemporaryDirectory() as directory:

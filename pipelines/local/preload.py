@@ -1,12 +1,14 @@
 """What the tasks' common ancestor imports before it forks them (`pipelines.local.forked`).
 
-Only what starts no thread: a fork copies none, and what one of them held would stay locked for ever.
+Only what starts no Python thread: a fork copies none, and what one of them held would stay locked for ever. Native
+threads of OpenBLAS and jemalloc are stopped and started again around a fork by those libraries.
 """
 
 import contextlib
 import gc
 import importlib
 import os
+import signal
 
 from valor.startup import spare_the_collector
 
@@ -34,9 +36,12 @@ MODULES = (
 spare_the_collector()
 os.environ["_KFP_RUNTIME"] = "true"  # As KFP sets it for a task: kfp leaves its compiler out.
 for name in MODULES:
-    # What a task needs and cannot import fails in that task, with a traceback in its log.
-    with contextlib.suppress(ImportError):
+    # What a task needs and cannot import, for whatever reason, fails in that task with a traceback in its log.
+    with contextlib.suppress(Exception):
         importlib.import_module(name)
 # A collection in a fork would write to every shared page.
 gc.collect()
 gc.freeze()
+# SIGTERM to the group is for the tasks: without their ancestor nobody would learn how they ended. It goes when the last
+# of them has, by the end of a pipe.
+signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -5,12 +5,17 @@ import os
 import signal
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import forkserver
 
+import psutil
 import pytest
-from kfp import dsl
+from kfp import compiler, dsl
 from kfp.local import subprocess_task_handler
 
 from pipelines.local import forked
+from pipelines.local.child import GRACE_S
 
 
 @dsl.component(base_image="python", install_kfp_package=False, packages_to_install=[])
@@ -34,6 +39,7 @@ def run_task(tmp_path_factory):
 
     yield run
     monkeypatch.undo()
+    forkserver._forkserver._stop()
 
 
 @pytest.mark.parametrize(
@@ -58,6 +64,7 @@ facts = {{
     "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
     "sigint": signal.getsignal(signal.SIGINT) == signal.default_int_handler,
     "group": os.getpgrp(), "runtime": os.environ.get("_KFP_RUNTIME"),
+    "start": __import__("multiprocessing").get_start_method(),
 }}
 open({str(told)!r}, "w").write(json.dumps(facts))
 """
@@ -65,7 +72,7 @@ open({str(told)!r}, "w").write(json.dumps(facts))
     facts = json.loads(told.read_text())
     assert facts == {
         "image": "valor:test", "loaded": ["torch", "trl", "mlflow"], "sigterm": True, "sigint": True,
-        "group": os.getpgrp(), "runtime": "true",
+        "group": os.getpgrp(), "runtime": "true", "start": "fork",
     }  # fmt: skip
     assert "VALOR_IMAGE" not in os.environ
     assert run_task(code) == 0
@@ -73,22 +80,73 @@ open({str(told)!r}, "w").write(json.dumps(facts))
 
 
 def test_a_task_leaves_no_temporary_files(run_task, tmp_path):
-    place = tmp_path / "temporary"
+    place, told = tmp_path / "temporary", tmp_path / "told"
     place.mkdir()
-    code = f"import atexit, shutil; atexit.register(shutil.rmtree, {str(place)!r}); import sys; sys.exit(5)"
+    code = f"""
+import atexit, shutil, sys
+open({str(told)!r}, "w").write(sys.argv[sys.argv.index("--component_module_path") + 1])
+atexit.register(shutil.rmtree, {str(place)!r})
+sys.exit(5)
+"""
     assert run_task(code) == 5
     assert not place.exists()
+    assert told.read_text().endswith("ephemeral_component.py")
+    assert not os.path.exists(os.path.dirname(told.read_text()))
 
 
-def test_what_is_loaded_before_a_fork_starts_no_python_thread():
-    code = "import threading; from pipelines.local import preload; print([t.name for t in threading.enumerate()])"
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "['MainThread']"
+def test_tasks_of_several_threads_each_get_their_own_status(run_task):
+    codes = [number % 3 for number in range(24)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda code: run_task(f"import sys; sys.exit({code})"), codes)) == codes
 
 
-def test_every_module_that_is_to_be_loaded_exists():
-    from importlib.util import find_spec
+def test_the_tasks_ancestor_outlives_a_sigterm(run_task):
+    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)
+    assert run_task("import sys; sys.exit(4)") == 4
 
-    from pipelines.local.preload import MODULES
 
-    assert [name for name in MODULES if find_spec(name) is None] == []
+STUBBORN = """
+import signal, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+open({begun!r}, "w").close()
+time.sleep(120)
+"""
+
+
+@pytest.mark.slow
+def test_a_task_that_ignores_sigterm_dies_with_a_killed_parent(tmp_path):
+    @dsl.pipeline(name="stubborn")
+    def stubborn():
+        probe(code=STUBBORN.format(begun=str(tmp_path / "begun")))
+
+    compiler.Compiler().compile(stubborn, str(tmp_path / "pipeline.yaml"))
+    environment = {**os.environ, "VALOR_RUN_DIR": str(tmp_path), "VALOR_HOME": str(tmp_path), "VALOR_TRACKING": "off"}
+    child = subprocess.Popen(
+        [sys.executable, "-m", "pipelines.local.child", str(tmp_path / "pipeline.yaml"), str(tmp_path)],
+        stdin=subprocess.PIPE, stdout=(tmp_path / "log").open("w"), stderr=subprocess.STDOUT, env=environment,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while not (tmp_path / "begun").exists():
+        assert child.poll() is None, (tmp_path / "log").read_text()
+        assert time.monotonic() < end
+        time.sleep(0.1)
+    below = psutil.Process(child.pid).children(recursive=True)
+    assert len(below) >= 2, "the ancestor and the task"
+    child.stdin.close()
+    _, alive = psutil.wait_procs(below, timeout=GRACE_S - 3)
+    assert alive, "the task has its grace"
+    _, alive = psutil.wait_procs(alive, timeout=10)
+    assert not alive
+    assert child.wait(5) != 0
+
+
+def test_every_module_is_loaded_before_a_fork_and_starts_no_python_thread():
+    code = (
+        "import sys, threading; from pipelines.local import preload; "
+        "print([t.name for t in threading.enumerate()], [m for m in preload.MODULES if m not in sys.modules])"
+    )
+    # MLflow leaves some of itself out where it sees a test.
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "['MainThread'] []"

@@ -69,7 +69,7 @@ def test_generations_that_do_not_divide_the_batch(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", [{}, {"num_iterations": 2, "save_steps": 3}])
 def test_survives_sigkill(tmp_path, trainer):
-    chosen = settings(max_steps=30, **trainer)
+    chosen = settings(max_steps=16, **trainer)
     metrics = survives_a_kill(
         grpo_text, chosen, tmp_path=tmp_path, seed=2, dataset=world().dataset, parent=world().parent
     )

@@ -86,9 +86,7 @@ def test_loss_falls_on_the_report_alone(trained):
     studies = training_studies(world().dataset, studies=0, seed=0)
     rows = sft_rows(studies, processor, prompt=PROMPT)
     args = sft_arguments(settings(), output_dir=trained[0].with_name("unused"))
-    trainer = ReportSFTTrainer(
-        model=model, args=args, train_dataset=rows, processing_class=processor, lengths=[1] * len(studies)
-    )
+    trainer = ReportSFTTrainer(model=model, args=args, train_dataset=rows, processing_class=processor)
     batch = trainer.data_collator([rows[0]])
     learned = batch["labels"][0][batch["labels"][0] != -100]
     text = processor.tokenizer.decode(learned)
@@ -168,7 +166,7 @@ def test_contradicting_settings_are_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_survives_sigkill(tmp_path):
-    chosen = settings(max_steps=60)
+    chosen = settings(max_steps=36)
     survives_a_kill(sft, chosen, tmp_path=tmp_path, seed=1, dataset=world().dataset, base=world().base)
     assert losses(tmp_path / "continued") == losses(tmp_path / "undisturbed")
 

@@ -50,9 +50,9 @@ class _Exact:
 class SimilarLengths(torch.utils.data.Sampler[int]):
     """Batches of similar length in random order: sorted by length within four random batches, then shuffled.
 
-    transformers' own sampler for `train_sampling_strategy: group_by_length` sorts a quarter of the data at once, from
-    long (findings) to short (none), and draws an epoch's order from the global generator, so a resume would not find
-    it again. Here the order is a function of seed and epoch.
+    transformers' own sampler for `train_sampling_strategy: group_by_length` sorts up to a quarter of the data at once,
+    from long (findings) to short (none), and draws an epoch's order from the global generator, so a resume would not
+    find it again. Here the order is a function of seed and epoch.
 
     Args:
         lengths: of the N examples, in any unit.
@@ -73,14 +73,14 @@ class SimilarLengths(torch.utils.data.Sampler[int]):
     def __iter__(self) -> Iterator[int]:
         generator = torch.Generator().manual_seed(self._seed + self._epoch)
         order, size = torch.randperm(len(self), generator=generator).tolist(), self._batch_size
+        whole = len(order) - len(order) % size
         batches: list[list[int]] = []
-        for start in range(0, len(order), 4 * size):
-            similar = sorted(order[start : start + 4 * size], key=self._lengths.__getitem__)
+        for start in range(0, whole, 4 * size):
+            similar = sorted(order[start : min(start + 4 * size, whole)], key=self._lengths.__getitem__)
             batches += [similar[i : i + size] for i in range(0, len(similar), size)]
-        # A short batch stays last, or every batch after it would straddle two lengths.
-        last = [batches.pop()] if len(batches[-1]) < size else []
         shuffled = [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
-        return iter([index for batch in shuffled + last for index in batch])
+        # What fills no batch is of any length and stays last, or every batch after it would straddle two lengths.
+        return iter([index for batch in [*shuffled, order[whole:]] for index in batch])
 
 
 class ReportSFTTrainer(_Exact, SFTTrainer):
@@ -90,13 +90,16 @@ class ReportSFTTrainer(_Exact, SFTTrainer):
         lengths: of the training examples, for `train_sampling_strategy: group_by_length`.
     """
 
-    def __init__(self, *args: Any, lengths: Sequence[int], **kwargs: Any):
+    def __init__(self, *args: Any, lengths: Sequence[int] = (), **kwargs: Any):
         self._lengths = lengths
         super().__init__(*args, **kwargs)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
             return super()._get_train_sampler(train_dataset)
+        examples = len(self.train_dataset)  # type: ignore[arg-type]
+        if len(self._lengths) != examples:
+            raise ValueError(f"group_by_length: {len(self._lengths)} lengths for {examples} examples")
         size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
         return SimilarLengths(self._lengths, batch_size=size, seed=self.args.seed)
 

@@ -4,10 +4,11 @@ spare_the_collector()
 
 
 def pytest_collection_modifyitems(items):
-    """Put whole runs first and the pipelines' tests next.
+    """Put the pipelines' tests first and whole runs next.
 
-    Whole runs are the longest files, and a worker that starts one last keeps the others waiting. KFP compiles slowly in
-    a process that holds transformers: it looks through every module for the source of a component.
+    KFP compiles slowly in a process that holds transformers, as it looks through every module for the source of a
+    component, and whole runs are compared with stages that load it. They are the longest files: a worker that starts
+    one last keeps the others waiting.
     """
-    order = ("end_to_end", "pipelines")
+    order = ("pipelines", "end_to_end")
     items.sort(key=lambda item: next((i for i, part in enumerate(order) if part in item.path.parts), len(order)))

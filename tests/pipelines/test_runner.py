@@ -158,8 +158,11 @@ def test_a_killed_parent_takes_its_tree_with_it_and_frees_the_home(valor, tmp_pa
 
 
 def is_task(process):
-    """Tell a fork of the fork server from the server."""
-    return all("multiprocessing.forkserver" in " ".join(p.cmdline()) for p in (process, process.parent()))
+    """Tell a fork of the fork server from the server; a process that has ended meanwhile is none."""
+    try:
+        return all("multiprocessing.forkserver" in " ".join(p.cmdline()) for p in (process, process.parent()))
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_killed_task_is_a_resource_error_that_names_it(tmp_path):

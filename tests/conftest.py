@@ -4,11 +4,9 @@ spare_the_collector()
 
 
 def pytest_collection_modifyitems(items):
-    """Put the pipelines' tests first and whole runs next.
+    """Put the pipelines' tests and whole runs first.
 
-    KFP compiles slowly in a process that holds transformers, as it looks through every module for the source of a
-    component, and whole runs are compared with stages that load it. They are the longest files: a worker that starts
-    one last keeps the others waiting.
+    They are the longest files: a worker that starts one last keeps the others waiting.
     """
     order = ("pipelines", "end_to_end")
     items.sort(key=lambda item: next((i for i, part in enumerate(order) if part in item.path.parts), len(order)))

@@ -78,7 +78,8 @@ def test_the_checkpoint_names_the_expert_as_a_parent(trained):
 
 @pytest.mark.slow
 def test_survives_sigkill(tmp_path):
-    survives_a_kill(
+    metrics = survives_a_kill(
         grpo_vision, settings(max_steps=16), tmp_path=tmp_path, seed=3, dataset=world().dataset,
         parent=world().parent, expert=world().expert,
     )  # fmt: skip
+    assert metrics["steps"] == 16

@@ -119,14 +119,9 @@ def trainer_of(tmp_path: Path):
     from valor.training.trainers import ReportSFTTrainer
 
     model, processor = load_policy(world().base)
-    studies = training_studies(world().dataset, studies=0, seed=0)
-    return ReportSFTTrainer(
-        model=model,
-        args=sft_arguments(SFT, output_dir=tmp_path),
-        train_dataset=sft_rows(studies, processor, prompt=PROMPT),
-        processing_class=processor,
-        lengths=[len(study.text) for study in studies],
-    )
+    rows = sft_rows(training_studies(world().dataset, studies=0, seed=0), processor, prompt=PROMPT)
+    args = sft_arguments(SFT, output_dir=tmp_path)
+    return ReportSFTTrainer(model=model, args=args, train_dataset=rows, processing_class=processor)
 
 
 def test_resume_restores_every_weight(tmp_path):

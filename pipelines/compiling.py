@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
@@ -28,10 +29,15 @@ def compile_recipe(
     from pipelines.dag import build
     from pipelines.targets import dresser
 
+    def compile_pipeline() -> None:
+        dress = dresser(recipe, target=target, image=image, env=env or {})
+        compiler.Compiler().compile(build(recipe, dress=dress, serial=target == "local"), str(output))
+
     output.parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         # KFP warns of its own future defaults; nothing that a recipe's author could act on.
         warnings.simplefilter("ignore", FutureWarning)
-        dress = dresser(recipe, target=target, image=image, env=env or {})
-        pipeline = build(recipe, dress=dress, serial=target == "local")
-        compiler.Compiler().compile(pipeline, str(output))
+        # KFP inspects the whole call stack at each setting of each task, and for each frame whose file it does not know
+        # every loaded module: 10 s below pytest or a notebook. A thread's stack is short.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(compile_pipeline).result()

@@ -24,6 +24,8 @@ def serve(*, port: int) -> int:
     if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
         raise UserError(f"{home()}: no run yet; `valor run phantom` makes one, VALOR_HOME names another home")
     initialise_store()
+    # MLflow's judges and optimisers, eight processes that wait for work which nobody here gives them.
+    os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
     print(f"MLflow on http://127.0.0.1:{port} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port)]
     return processes.run_until_signal(command, grace_s=GRACE_S)

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import forkserver
 
 import psutil
 import pytest
@@ -23,23 +22,30 @@ def probe(code: str):
     exec(code, {})
 
 
+@dsl.component(base_image="python", install_kfp_package=False, packages_to_install=[])
+def sft(code: str):
+    exec(code, {})
+
+
 @pytest.fixture(scope="module")
 def run_task(tmp_path_factory):
     """Return what runs Python code as a KFP task does, in a fork, and gives its exit status."""
     monkeypatch = pytest.MonkeyPatch()
     monkeypatch.setattr(subprocess_task_handler, "run_local_subprocess", subprocess_task_handler.run_local_subprocess)
     forked.install()
-    container = probe.component_spec.implementation.container
+    ancestors = subprocess_task_handler.run_local_subprocess.args[0]
     output = tmp_path_factory.mktemp("task") / "output.json"
 
-    def run(code, **env):
+    def run(code, component=probe, **env):
         request = {"inputs": {"parameterValues": {"code": code}}, "outputs": {"outputFile": str(output)}}
-        arguments = ["--executor_input", json.dumps(request), "--function_to_execute", "probe"]
-        return subprocess_task_handler.run_local_subprocess([*container.command, *arguments], env)
+        arguments = ["--executor_input", json.dumps(request), "--function_to_execute", component.name]
+        command = component.component_spec.implementation.container.command
+        return subprocess_task_handler.run_local_subprocess([*command, *arguments], env)
 
     yield run
     monkeypatch.undo()
-    forkserver._forkserver._stop()
+    for server in (ancestors.every, ancestors.training):
+        server._stop()
 
 
 @pytest.mark.parametrize(
@@ -55,7 +61,8 @@ def test_a_task_ends_as_a_process_of_its_own_would(run_task, code, status):
     assert run_task(code) == status
 
 
-def test_a_task_has_its_own_environment_and_the_libraries_from_the_start(run_task, tmp_path):
+@pytest.mark.parametrize(("component", "loaded"), [(probe, ["mlflow"]), (sft, ["torch", "trl", "mlflow"])])
+def test_a_task_has_its_own_environment_and_its_libraries_from_the_start(run_task, tmp_path, component, loaded):
     told = tmp_path / "told.json"
     code = f"""
 import json, os, signal, sys
@@ -68,14 +75,14 @@ facts = {{
 }}
 open({str(told)!r}, "w").write(json.dumps(facts))
 """
-    assert run_task(code, VALOR_IMAGE="valor:test") == 0
+    assert run_task(code, component, VALOR_IMAGE="valor:test") == 0
     facts = json.loads(told.read_text())
     assert facts == {
-        "image": "valor:test", "loaded": ["torch", "trl", "mlflow"], "sigterm": True, "sigint": True,
+        "image": "valor:test", "loaded": loaded, "sigterm": True, "sigint": True,
         "group": os.getpgrp(), "runtime": "true", "start": "fork",
     }  # fmt: skip
     assert "VALOR_IMAGE" not in os.environ
-    assert run_task(code) == 0
+    assert run_task(code, component) == 0
     assert json.loads(told.read_text())["image"] is None, "one task's environment is not the next one's"
 
 
@@ -101,7 +108,8 @@ def test_tasks_of_several_threads_each_get_their_own_status(run_task):
 
 
 def test_the_tasks_ancestor_outlives_a_sigterm(run_task):
-    os.kill(forkserver._forkserver._forkserver_pid, signal.SIGTERM)
+    ancestors = subprocess_task_handler.run_local_subprocess.args[0]
+    os.kill(ancestors.every._forkserver_pid, signal.SIGTERM)
     assert run_task("import sys; sys.exit(4)") == 4
 
 
@@ -141,12 +149,14 @@ def test_a_task_that_ignores_sigterm_dies_with_a_killed_parent(tmp_path):
     assert child.wait(5) != 0
 
 
-def test_every_module_is_loaded_before_a_fork_and_starts_no_python_thread():
+@pytest.mark.parametrize("which", ["every", "training"])
+def test_every_module_is_loaded_before_a_fork_and_starts_no_python_thread(which):
     code = (
-        "import sys, threading; from pipelines.local import preload; "
-        "print([t.name for t in threading.enumerate()], [m for m in preload.MODULES if m not in sys.modules])"
+        f"import sys, threading; from pipelines.local import preload; import pipelines.local.preload.{which}; "
+        f"missing = [m for m in preload.{which.upper()} if m not in sys.modules]; "
+        "print([t.name for t in threading.enumerate()], missing, 'torch' in sys.modules)"
     )
     # MLflow leaves some of itself out where it sees a test.
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTEST_CURRENT_TEST", "CI")}
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert ended.stdout.strip() == "['MainThread'] []"
+    assert ended.stdout.strip() == f"['MainThread'] [] {which == 'training'}"

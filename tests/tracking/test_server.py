@@ -25,7 +25,8 @@ def server(home, tmp_path, monkeypatch):
         "--artifacts-destination",
         str(tmp_path / "art"),
     ]
-    environment = os.environ | {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
+    path = f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
     with (tmp_path / "server.log").open("w") as log:
         process = subprocess.Popen(
             command, env=environment, cwd=tmp_path, stdout=log, stderr=log, start_new_session=True

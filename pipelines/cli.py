@@ -178,8 +178,8 @@ def lineage(version: str) -> None:
       valor lineage valor-phantom/1
     """
     name, slash, number = version.rpartition("/")
-    if not slash or not name or not number:
-        raise UserError(f"{version}: expected NAME/VERSION, such as valor/1")
+    if not slash or not name or not re.fullmatch("[0-9]{1,9}", number):
+        raise UserError(f"{shown(version)}: expected NAME/VERSION, such as valor/1")
     from valor.tracking import lineage as tracking_lineage
 
     found = tracking_lineage.chain(name, number)

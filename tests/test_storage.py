@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from valor import artifacts, storage
+from valor import artifacts, gcs, storage
 from valor.data.shards import plan_shards
 from valor.errors import IntegrityError, ResourceError, ServiceError, UserError
 from valor.recipe import DataSettings
@@ -211,7 +211,7 @@ def test_other_schemes_and_whole_buckets_are_refused(monkeypatch):
 
 @pytest.mark.skipif(not HAS_EMULATOR, reason="google-cloud-storage is not installed")
 def test_a_service_that_is_gone_is_a_service_error(monkeypatch):
-    monkeypatch.setattr(storage, "RETRY_S", 1.0)
+    monkeypatch.setattr(gcs, "RETRY_S", 1.0)
     monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{_free_port()}")
     with pytest.raises(ServiceError) as caught:
         storage.read_bytes("gs://valor-test/x")
@@ -221,7 +221,7 @@ def test_a_service_that_is_gone_is_a_service_error(monkeypatch):
 
 def test_a_full_disk_is_a_resource_error(folder, tmp_path):
     (folder / "big").write_bytes(os.urandom(200_000))
-    script = "import sys; from valor import storage; storage.put_dir(sys.argv[1], sys.argv[2])"
+    script = "import sys; from valor import gcs, storage; storage.put_dir(sys.argv[1], sys.argv[2])"
     mount = tmp_path / "tiny"
     mount.mkdir()
     command = f"mount -t tmpfs -o size=64k tmpfs {mount} && exec {sys.executable} -c '{script}' {folder} {mount}/store"

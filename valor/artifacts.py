@@ -47,6 +47,11 @@ def digest_dir(path: Path) -> str:
     return _digest_of({p: digest_file(path / p) for p in _files(path)})
 
 
+def digest_manifest(manifest: Mapping[str, Any]) -> str:
+    """Return what `digest_dir` gives for the directory that a manifest of `valor.storage` describes."""
+    return _digest_of({Path(name): facts["sha256"] for name, facts in manifest["files"].items()})
+
+
 def _digest_of(digests: Mapping[Path, str]) -> str:
     """Return a directory's digest from its files' (relative path: sha256)."""
     return digest_value([[p.as_posix(), digests[p]] for p in sorted(digests) if p.name not in _NOT_CONTENT])

@@ -2,35 +2,22 @@
 
 A directory is put whole or not at all: its files go first and a manifest (`_manifest.json`: size and sha256 of each
 file) last, so a directory without a manifest is work that somebody did not finish. Reading one back verifies it.
-This is the only code that talks to Google Cloud Storage; STORAGE_EMULATOR_HOST is honoured. It leaves out permissions
-and life-cycle rules, which belong to the bucket.
 """
 
-import contextlib
 import errno
-import functools
 import json
 import logging
 import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from valor import artifacts
+from valor import artifacts, gcs
 from valor.artifacts import MANIFEST
-from valor.errors import IntegrityError, ServiceError, UserError, ValorError
-
-if TYPE_CHECKING:
-    from google.cloud.storage import Blob, Bucket, Client
+from valor.errors import IntegrityError, ServiceError, UserError
 
 log = logging.getLogger(__name__)
-
-RETRY_S = 60.0
-"""For how long one request to Google Cloud Storage is tried again before it is a ServiceError."""
-DOWNLOAD_RETRY_S = 900.0
-"""The same for a whole download, whose clock starts with the first byte of a file of many GB."""
-_REQUEST_S = 30.0
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -45,10 +32,7 @@ def join(uri: str | Path, *parts: str) -> str:
 
 def exists(uri: str | Path) -> bool:
     """Tell whether there is a file, or a directory that holds one, at `uri`."""
-    if not is_remote(uri):
-        return _local(uri).exists()
-    with _gcs_errors(str(uri)):
-        return _blob(uri).exists(timeout=_REQUEST_S, retry=_retry()) or bool(_blobs(uri, limit=1))
+    return gcs.exists(str(uri)) if is_remote(uri) else _local(uri).exists()
 
 
 def is_complete(uri: str | Path) -> bool:
@@ -67,10 +51,7 @@ def listing(uri: str | Path) -> list[tuple[str, int, str]]:
     The stamp changes when the file does: the time of modification in ns, or the object's generation.
     """
     if is_remote(uri):
-        prefix = _prefix(uri)
-        with _gcs_errors(str(uri)):
-            found = [(blob.name.removeprefix(prefix), blob.size, str(blob.generation)) for blob in _blobs(uri)]
-        return sorted((_safe(name), size, stamp) for name, size, stamp in found if name)
+        return sorted((_safe(name), size, stamp) for name, size, stamp in gcs.listing(str(uri)))
     root, rows = _local(uri), []
     for folder, names in _walk(root):
         for name in names:
@@ -129,20 +110,18 @@ def keep(local: str | Path, uri: str | Path) -> None:
 
 def read_bytes(uri: str | Path) -> bytes:
     """Return a file's content; raise UserError where there is none."""
-    if not is_remote(uri):
-        try:
-            return _local(uri).read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-            raise UserError(f"{uri}: no such file") from None
-    with _gcs_errors(str(uri)):
-        return _blob(uri).download_as_bytes(timeout=_REQUEST_S, retry=_retry())
+    if is_remote(uri):
+        return gcs.read_bytes(str(uri))
+    try:
+        return _local(uri).read_bytes()
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"{uri}: no such file") from None
 
 
 def put_file(local: str | Path, uri: str | Path) -> None:
     """Copy a local file to `uri`, in place of what is there, atomically."""
     if is_remote(uri):
-        with _gcs_errors(str(uri)):
-            _blob(uri).upload_from_filename(str(local), timeout=_REQUEST_S, retry=_retry())
+        gcs.upload(local, str(uri))
         return
     target = _local(uri)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
@@ -243,7 +222,7 @@ def delete_tree(uri: str | Path) -> None:
         (path / MANIFEST).unlink(missing_ok=True)
         shutil.rmtree(path, ignore_errors=True)
         return
-    if not _prefix(uri):
+    if not gcs.prefix(str(uri)):
         raise UserError(f"{uri}: will not delete a whole bucket; name a directory in it")
     for name in sorted(list_files(uri), key=lambda name: name != MANIFEST):
         _delete(join(uri, name))
@@ -277,10 +256,7 @@ def _altered(place: str, found: dict[str, Any] | None, expected: dict[str, Any] 
 
 def _put_json(value: Any, uri: str) -> None:
     if is_remote(uri):
-        with _gcs_errors(uri):
-            _blob(uri).upload_from_string(
-                json.dumps(value, indent=2, sort_keys=True), "application/json", timeout=_REQUEST_S, retry=_retry()
-            )
+        gcs.upload_text(json.dumps(value, indent=2, sort_keys=True), uri, "application/json")
         return
     _local(uri).parent.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(_local(uri), value)
@@ -289,8 +265,7 @@ def _put_json(value: Any, uri: str) -> None:
 def _get_file(uri: str, target: Path, *, required: bool) -> None:
     try:
         if is_remote(uri):
-            with _gcs_errors(uri):
-                _blob(uri).download_to_filename(str(target), timeout=_REQUEST_S, retry=_retry(DOWNLOAD_RETRY_S))
+            gcs.download(uri, target)
         else:
             shutil.copyfile(_local(uri), target)
     except (FileNotFoundError, UserError):
@@ -300,80 +275,7 @@ def _get_file(uri: str, target: Path, *, required: bool) -> None:
 
 
 def _delete(uri: str) -> None:
-    if not is_remote(uri):
+    if is_remote(uri):
+        gcs.delete(uri)
+    else:
         _local(uri).unlink(missing_ok=True)
-        return
-    with contextlib.suppress(UserError), _gcs_errors(uri):
-        _blob(uri).delete(timeout=_REQUEST_S, retry=_retry())
-
-
-def _split(uri: str | Path) -> tuple[str, str]:
-    bucket, _, name = str(uri).removeprefix("gs://").partition("/")
-    if not bucket:
-        raise UserError(f"{uri}: names no bucket; expected gs://BUCKET/PREFIX")
-    return bucket, name.strip("/")
-
-
-def _prefix(uri: str | Path) -> str:
-    name = _split(uri)[1]
-    return f"{name}/" if name else ""
-
-
-def _bucket(uri: str | Path) -> "Bucket":
-    return _client(os.environ.get("STORAGE_EMULATOR_HOST", ""), os.getpid()).bucket(_split(uri)[0])
-
-
-def _blob(uri: str | Path) -> "Blob":
-    return _bucket(uri).blob(_split(uri)[1] or "/")
-
-
-def _blobs(uri: str | Path, limit: int | None = None) -> list["Blob"]:
-    bucket = _bucket(uri)
-    return list(
-        bucket.client.list_blobs(bucket, prefix=_prefix(uri), max_results=limit, timeout=_REQUEST_S, retry=_retry())
-    )
-
-
-@functools.lru_cache(maxsize=2)
-def _client(emulator: str, pid: int) -> "Client":
-    """Return the client; a changed emulator, or a fork, gets one of its own."""
-    try:
-        from google.cloud import storage
-    except ImportError:
-        raise UserError("gs:// needs google-cloud-storage; pip install 'valor-rrg[gcp]'") from None
-    return storage.Client()
-
-
-def _retry(seconds: float = 0.0) -> Any:
-    from google.cloud.storage.retry import DEFAULT_RETRY
-
-    return DEFAULT_RETRY.with_timeout(seconds or RETRY_S)
-
-
-@contextlib.contextmanager
-def _gcs_errors(uri: str) -> Iterator[None]:
-    """Turn what the client raises into UserError (nothing there), ResourceError (full disk) or ServiceError."""
-    try:
-        with artifacts.full_disk_is_a_resource_error(Path(uri)):
-            yield
-    except (ValorError, ImportError):
-        raise
-    except Exception as error:
-        from google.api_core.exceptions import NotFound
-        from google.auth.exceptions import GoogleAuthError
-
-        if isinstance(error, NotFound):
-            raise UserError(f"{uri}: no such file, or no such bucket") from None
-        if not _is_client_failure(error):
-            raise
-        fix = "set GOOGLE_APPLICATION_CREDENTIALS" if isinstance(error, GoogleAuthError) else "try again later"
-        what = f"Google Cloud Storage failed after retries ({type(error).__name__})"
-        raise ServiceError(f"{uri}: {what}; {fix}") from error
-
-
-def _is_client_failure(error: Exception) -> bool:
-    import requests
-    from google.api_core.exceptions import GoogleAPIError
-    from google.auth.exceptions import GoogleAuthError
-
-    return isinstance(error, GoogleAPIError | GoogleAuthError | requests.RequestException | ConnectionError)

@@ -25,6 +25,7 @@ from valor.context import home
 from valor.errors import UserError
 from valor.recipe import Recipe
 from valor.stages import VERBOSE_ERRORS
+from valor.tracking.store import enabled
 
 POLL_S = 0.25
 MEMORY_S = 3.0
@@ -61,6 +62,8 @@ def run(recipe: Recipe) -> int:
         pipeline = run_dir / "pipeline.yaml"
         compile_recipe(recipe, target="local", output=pipeline)
         print(f"run {run_id}: logs in {run_dir / 'logs'}", flush=True)
+        if not enabled():
+            print("note: VALOR_TRACKING is off, and a version needs MLflow: the run will end at register", flush=True)
         ending = _follow(recipe, pipeline, place=place, run_dir=run_dir, caught=caught)
         return closing.close(recipe, ending, home=place, run_dir=run_dir)
 

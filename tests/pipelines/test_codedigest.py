@@ -66,8 +66,9 @@ def test_an_edited_adapter_changes_ingest_though_it_is_imported_by_name(copy):
     assert not changed & {"sft", "grpo_text", "grpo_vision", "predict", "gate"}
 
 
-def test_an_edited_page_changes_evaluate_and_no_training(copy):
-    changed = changed_by(copy, "valor/evaluation/page.py")
+@pytest.mark.parametrize("module", ["page", "measures"])
+def test_an_edited_evaluation_changes_evaluate_and_no_training(copy, module):
+    changed = changed_by(copy, f"valor/evaluation/{module}.py")
     assert "evaluate" in changed
     assert not changed & {"ingest", "sft", "grpo_text", "grpo_vision", "predict"}
 

@@ -1,12 +1,11 @@
 """Trainer arguments: defaults, the recipe's word, and what VALOR alone decides."""
 
 import json
-from importlib import resources
 
 import pytest
 
 from valor.errors import UserError
-from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section
+from valor.recipe import GrpoTextSettings, SftSettings, known, load, parse_section, rules
 from valor.training import arguments
 
 
@@ -59,6 +58,10 @@ def test_fields_that_publish_nothing_are_the_recipes(field):
     assert load("phantom", [f"grpo_text.trainer.{field}=3"]).grpo_text.trainer[field] == 3
 
 
+def test_the_committed_names_are_those_of_the_libraries_and_the_evaluation():
+    assert rules.known() == json.loads(json.dumps(known.installed()))
+
+
 ASKED = 7331
 
 
@@ -69,7 +72,7 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
     name = "SFTConfig" if section == "sft" else "GRPOConfig"
     monkeypatch.setattr(trl, name, dict)
     lawful = {}
-    for field in json.loads(resources.files("valor").joinpath("trainer_fields.json").read_text())[name]:
+    for field in rules.known()[name]:
         try:
             settings = parse_section(section, json.dumps({"trainer": {field: ASKED}}))
         except UserError:

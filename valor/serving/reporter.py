@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from valor import artifacts, storage
 from valor.errors import IntegrityError, UserError
-from valor.tracking.lineage import content_digest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -61,7 +60,7 @@ class Reporter:
                 found = artifacts.digest_dir(folder)
             else:
                 folder = Path(checkpoint_uri)
-                found = content_digest(storage.verify_dir(folder))
+                found = artifacts.digest_manifest(storage.verify_dir(folder))
             if found != sha256:
                 raise IntegrityError(
                     f"{checkpoint_uri}: its digest is {found}, the registered version names {sha256}; the model store "

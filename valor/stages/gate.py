@@ -15,6 +15,7 @@ from valor.context import Context
 from valor.errors import IntegrityError, UserError
 from valor.evaluation.table import number
 from valor.recipe import GateRule, GateSettings
+from valor.recipe.rules import check_gate
 from valor.stages import StageResult
 
 MIN_DEFINED = 0.95
@@ -67,8 +68,6 @@ def gate(
 
 
 def _check(settings: GateSettings, metrics: Mapping[str, Any], champion_digest: str) -> None:
-    if not settings.rules:
-        raise UserError("gate.rules is empty: a gate without a rule would pass anything; give it at least one rule")
     if settings.candidate not in metrics["checkpoints"]:
         raise UserError(
             f"gate.candidate: {settings.candidate!r} was not evaluated; have {', '.join(metrics['checkpoints'])}"
@@ -79,19 +78,7 @@ def _check(settings: GateSettings, metrics: Mapping[str, Any], champion_digest: 
             f"the evaluation's champion is {evaluated[:12] or 'none'}, the gate was given "
             f"{champion_digest[:12] or 'none'}; evaluate again with the current champion"
         )
-    for i, rule in enumerate(settings.rules):
-        where = f"gate.rules.{i}"
-        if rule.against == settings.candidate:
-            raise UserError(f"{where}: {settings.candidate!r} is compared with itself; set against to the champion")
-        if rule.metric not in metrics["measures"]:
-            known = [name for name, measure in metrics["measures"].items() if not measure["finding"]]
-            raise UserError(
-                f"{where}.metric: no metric {rule.metric!r}; known are {', '.join(known)}, and precision, recall and "
-                "f1 of one finding, such as report_f1_edema"
-            )
-        better = metrics["measures"][rule.metric]["higher_is_better"]
-        if better is not None and better != rule.higher_is_better:
-            raise UserError(f"{where}: wrong direction of {rule.metric}; set higher_is_better: {str(better).lower()}")
+    check_gate(settings, metrics["measures"], "settings of gate")
 
 
 def _judge(rule: GateRule, candidate: str, metrics: Mapping[str, Any], champion_digest: str) -> dict[str, Any]:

@@ -44,13 +44,14 @@ def register(
             the chain behind the checkpoint is broken.
         UserError: tracking is off.
     """
-    from valor.tracking import lineage, registry, runs
+    from valor.tracking import registry, runs
+    from valor.tracking.trace import trace
 
     run = runs.active()
     if run is None or not run.run_id:
         raise UserError("register: VALOR_TRACKING is off, and a version needs MLflow; unset VALOR_TRACKING")
     stamps = _verified_stamps(checkpoint=checkpoint, evaluation=evaluation, verdict=verdict)
-    traced = lineage.trace(stamps)
+    traced = trace(stamps)
     if traced.problems:
         raise IntegrityError(f"{checkpoint}: its lineage is broken, so it is not registered: {traced.problems[0]}")
     uri = _to_model_store(checkpoint, stamps["checkpoint"]["digest"], context.models_root)
@@ -108,12 +109,10 @@ def _verified_stamps(*, checkpoint: Path, evaluation: Path, verdict: Path) -> di
 
 def _to_model_store(checkpoint: Path, digest: str, models_root: str) -> str:
     """Copy a checkpoint to models_root/<digest>, once; what is there already is verified and stays as it is."""
-    from valor.tracking import lineage
-
     uri = storage.join(models_root if storage.is_remote(models_root) else Path(models_root).absolute(), digest)
     if storage.is_complete(uri):
         manifest = storage.read_manifest(uri) if storage.is_remote(uri) else storage.verify_dir(uri)
-        if (found := lineage.content_digest(manifest)) != digest:
+        if (found := artifacts.digest_manifest(manifest)) != digest:
             raise IntegrityError(f"{uri}: its digest is {found}; the model store was altered, restore it from a backup")
         return uri
     storage.put_dir(checkpoint, uri)

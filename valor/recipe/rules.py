@@ -1,0 +1,161 @@
+"""What a recipe may not say although each value alone is lawful, and which fields of a trainer are whose."""
+
+import difflib
+import json
+import math
+from collections.abc import Mapping
+from importlib import resources
+from typing import Any
+
+from valor.errors import UserError, shown
+from valor.recipe.sections import SECTION_OF_STAGE, GateSettings, Recipe
+
+TRAINER_CLASS = {"sft": "SFTConfig", "grpo_text": "GRPOConfig", "grpo_vision": "GRPOConfig"}
+_OWNED_BY_VALOR = {
+    "output_dir": "the stage's work directory",
+    "seed": "the recipe's seed",
+    "data_seed": "the recipe's seed",
+    "report_to": "VALOR's own tracking",
+    "run_name": "VALOR's own tracking",
+    "resume_from_checkpoint": "work_root",
+    "reward_weights": "grpo_text.rewards",
+    "max_completion_length": "max_new_tokens",
+    "max_length": "the model: image tokens must not be cut",
+    "remove_unused_columns": "the stage: rewards and collators read every column",
+    "save_only_model": "the stage: a stopped run resumes from optimizer and scheduler too",
+    "save_total_limit": "the stage: an old checkpoint goes once a newer one is committed",
+}
+"""Trainer fields that a recipe cannot set, and what sets them."""
+_PUBLISHING = {
+    ("log_completions", "log_multimodal", "log_unique_prompts", "num_completions_to_print"): (
+        "it would write prompts, reports or images to the log"
+    ),
+    ("hub_", "push_to_hub"): "it would send the model to a hub; models go to the model store",
+    ("trackio_", "wandb_", "project", "logging_dir"): "it belongs to another tracker; VALOR tracks with MLflow alone",
+    ("vllm_server_",): "it would send prompts and images to another server",
+}
+"""Beginnings of trainer fields that could carry text, images or models out, and why each is refused."""
+_NUMBERS = (
+    "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "save_steps", "logging_steps", "weight_decay",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "temperature", "beta", "epsilon",
+)  # fmt: skip
+"""Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name."""
+
+
+def known() -> dict[str, Any]:
+    """Return the names that `valor.recipe.known` wrote, so that no library is needed to check them."""
+    return json.loads((resources.files("valor.recipe") / "known.json").read_text(encoding="utf-8"))
+
+
+def check(recipe: Recipe, source: str) -> None:
+    """Refuse a recipe whose parts do not fit together.
+
+    Raises:
+        UserError: it names the key, its value and the fix.
+    """
+    published = {
+        "publish_text": recipe.publish_text,
+        "evaluation.publish_text": recipe.evaluation.publish_text,
+        "registry.publish_text": recipe.registry.publish_text,
+    }
+    for key, value in published.items():
+        check_publishing(key, value, root=recipe.data.root, public=recipe.data.public, source=source)
+    _check_limits(recipe, source)
+    for section in TRAINER_CLASS:
+        check_trainer_fields(section, getattr(recipe, section).trainer, source)
+    unknown = sorted(set(recipe.resources) - set(SECTION_OF_STAGE))
+    if unknown:
+        raise UserError(f"{source}: resources.{unknown[0]}: no such stage; stages are {', '.join(SECTION_OF_STAGE)}")
+    check_gate(recipe.gate, known()["metrics"], source)
+    _check_truth(recipe, source)
+
+
+def check_publishing(key: str, value: bool, *, root: str, public: bool, source: str) -> None:
+    """Refuse to publish text of a source that nobody has declared public; VALOR's own phantoms are nobody's.
+
+    Raises:
+        UserError: the setting `key` is true and the data is neither `phantom` nor public.
+    """
+    if value and root != "phantom" and not public:
+        raise UserError(
+            f"{source}: {key} is true, and data.root is {root!r}: everyone who sees MLflow would see "
+            "its reports and images; set publish_text: false, or data.public: true if the source's owner allows it"
+        )
+
+
+def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> None:
+    """Refuse fields of a stage's trainer that TRL does not know, VALOR sets itself, or that let text out.
+
+    Raises:
+        UserError: it names the field and the fix.
+    """
+    class_name = TRAINER_CLASS[section]
+    fields = known()[class_name]
+    for field, value in trainer.items():
+        if field in _OWNED_BY_VALOR:
+            owner = _OWNED_BY_VALOR[field]
+            raise UserError(f"{source}: {section}.trainer.{field}: set by VALOR from {owner}; remove it")
+        for beginnings, reason in _PUBLISHING.items():
+            if field.startswith(beginnings):
+                raise UserError(f"{source}: {section}.trainer.{field}: {reason}; remove it")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{source}: {section}.trainer.{field}: is {value}, expected a finite number")
+        if field in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected a number")
+        if field not in fields:
+            close = difflib.get_close_matches(field, fields, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{source}: {section}.trainer.{field}: {class_name} has no such field{hint}")
+
+
+def check_gate(gate: GateSettings, metrics: Mapping[str, Mapping[str, Any]], source: str) -> None:
+    """Refuse rules that compare nothing.
+
+    Args:
+        gate: the recipe's `gate` section.
+        metrics: by name, `higher_is_better` and the `finding` that it is about ("" for all), as in metrics.json.
+        source: begins the error.
+
+    Raises:
+        UserError: no rule, an unknown metric, a metric's other direction, or a candidate compared with itself.
+    """
+    if not gate.rules:
+        raise UserError(
+            f"{source}: gate.rules is empty: a gate without a rule would pass anything; give it at least one rule"
+        )
+    for i, rule in enumerate(gate.rules):
+        where = f"{source}: gate.rules.{i}"
+        if rule.against == gate.candidate:
+            raise UserError(f"{where}: {gate.candidate!r} is compared with itself; set against to the champion")
+        if rule.metric not in metrics:
+            general = [name for name, metric in metrics.items() if not metric["finding"]]
+            raise UserError(
+                f"{where}.metric: no metric {shown(repr(rule.metric))}; known are {', '.join(general)}, and precision, "
+                "recall and f1 of one finding, such as report_f1_edema"
+            )
+        better = metrics[rule.metric]["higher_is_better"]
+        if better is not None and better != rule.higher_is_better:
+            raise UserError(f"{where}: wrong direction of {rule.metric}; set higher_is_better: {str(better).lower()}")
+
+
+def _check_truth(recipe: Recipe, source: str) -> None:
+    """Refuse a gate that compares with truth where none comes with the data."""
+    if recipe.data.root == "phantom" or recipe.data.annotations_root:
+        return
+    for i, rule in enumerate(recipe.gate.rules):
+        if rule.metric.startswith("truth_"):
+            raise UserError(
+                f"{source}: gate.rules.{i}.metric: {rule.metric} needs truth, and data.annotations_root is empty; "
+                f"compare with the reports ({rule.metric.replace('truth_', 'report_', 1)}), or name the annotations"
+            )
+
+
+def _check_limits(recipe: Recipe, source: str) -> None:
+    """Refuse another token limit for the evaluation than the candidate's own, which the registered model uses."""
+    stage = {"sft": "sft", "text": "grpo_text", "vision": "grpo_vision"}[recipe.gate.candidate]
+    served, judged = getattr(recipe, stage).max_new_tokens, recipe.predict.max_new_tokens
+    if served != judged:
+        raise UserError(
+            f"{source}: predict.max_new_tokens is {judged} and {stage}.max_new_tokens {served}: the registered model "
+            "would write other reports than those that the gate saw; set both to the same number"
+        )

@@ -1,0 +1,283 @@
+"""The recipe's sections: what can be set, within which bounds, and the defaults."""
+
+import json
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+Positive = Annotated[int, pydantic.Field(ge=1)]
+Count = Annotated[int, pydantic.Field(ge=0)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
+
+
+def _sum_to_one(fractions: tuple[float, float, float]) -> tuple[float, float, float]:
+    if abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"the fractions sum to {sum(fractions):g}, expected 1")
+    return fractions
+
+
+SplitFractions = Annotated[tuple[Fraction, Fraction, Fraction], pydantic.AfterValidator(_sum_to_one)]
+
+
+class Section(pydantic.BaseModel):
+    """A frozen part of the recipe that refuses unknown keys."""
+
+    model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class ReportNoise(Section):
+    """Rates at which a phantom's report departs from the truth, each in [0, 1] (docs/phantom.md)."""
+
+    omission: Fraction = 0.15
+    omission_subtle: Fraction = 0.30
+    template_contradiction: Fraction = 0.04
+    wrong_side: Fraction = 0.02
+    false_prior: Fraction = 0.25
+    hedged_borderline: Fraction = 0.5
+
+
+class PhantomStudies(Section):
+    """Which procedural studies to draw. Subjects are numbered from `seed`; other seeds share no subject."""
+
+    seed: int = 1
+    train: Count = 1200
+    val: Count = 100
+    test: Count = 500
+    image_px: Positive = 512
+    noise: ReportNoise = ReportNoise()
+
+
+class CheckThresholds(Section):
+    """Limits of the data gate; a study count is after quarantine."""
+
+    min_studies: Count = 10
+    max_quarantined_fraction: Fraction = 0.2
+    max_duplicate_report_fraction: Fraction = 0.9
+    max_empty_findings_fraction: Fraction = 0.5
+    min_image_std: float = pydantic.Field(4.0, ge=0)
+    """Grey levels (0-255) of contrast, the deviation of the image averaged to 16 x 16: below it an image is blank."""
+    min_image_px: Count = 32
+    """Longer side of a dataset image; a smaller one shows nothing."""
+
+
+class DataSettings(Section):
+    """Where studies come from and what becomes of them."""
+
+    root: str = "phantom"
+    public: bool = False
+    """The owner states that text and images of this source may be shown to everyone who sees MLflow."""
+    layout: Literal["mimic_cxr", "openi"] = "mimic_cxr"
+    annotations_root: str = ""
+    phantom: PhantomStudies = PhantomStudies()
+    image_px: int = pydantic.Field(192, ge=32)
+    shards: int = pydantic.Field(2, ge=1)
+    max_views: int = pydantic.Field(1, ge=1)
+    """Images kept per study, frontal views first."""
+    split_fractions: SplitFractions = (0.7, 0.1, 0.2)
+    """train, val, test by hash of subject, where the source has no official split."""
+    checks: CheckThresholds = CheckThresholds()
+    seed: int = 0
+
+
+class PhantomBase(Section):
+    """The tiny LLaVA that `base: phantom` trains."""
+
+    subjects: Positive = 1200
+    seed: int = 7001
+    image_px: Positive = 96
+    patch_px: Positive = 16
+    vision_width: Positive = 128
+    vision_layers: Positive = 4
+    text_width: Positive = 160
+    text_layers: Positive = 4
+    vocab: Positive = 1024
+    tower_steps: Positive = 320
+    language_steps: Positive = 300
+
+
+class PhantomExpert(Section):
+    """The tiny CLIP that `expert: phantom` trains, on subjects of its own."""
+
+    subjects: Positive = 1200
+    seed: int = 8001
+    image_px: Positive = 96
+    patch_px: Positive = 16
+    vision_width: Positive = 128
+    vision_layers: Positive = 4
+    text_width: Positive = 128
+    text_layers: Positive = 3
+    vocab: Positive = 1024
+    steps: int = pydantic.Field(480, ge=2)
+    """Half for the vision tower, half for the pairs."""
+    held_out_subjects: Positive = 300
+
+
+class ExpertGate(Section):
+    """An expert's finding is masked from rewards below these accuracies in [0, 1]."""
+
+    min_auc: Fraction = 0.85
+    min_side_swap: Fraction = 0.85
+    min_negation: Fraction = 0.85
+    min_deletion: Fraction = 0.85
+
+
+class ModelSettings(Section):
+    """Base and expert: a hub id, a local directory, gs:// or `phantom`."""
+
+    base: str = "phantom"
+    base_revision: str = ""
+    expert: str = "phantom"
+    expert_revision: str = ""
+    prompt: str = "Describe the findings and impression."
+    phantom_base: PhantomBase = PhantomBase()
+    phantom_expert: PhantomExpert = PhantomExpert()
+    expert_gate: ExpertGate = ExpertGate()
+    seed: int = 0
+
+
+class TrainStage(Section):
+    """What the three training stages share."""
+
+    trainer: dict[str, Any] = {}
+    """Fields of TRL's config class, verbatim."""
+    studies: Count = 0
+    """How many training studies to use; 0 means all."""
+    max_new_tokens: Positive = 128
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    seed: int = 0
+
+
+class SftSettings(TrainStage):
+    """Supervised fine-tuning of language model and projector; the vision tower stays frozen."""
+
+
+class TextReward(Section):
+    """One stage-1 reward by its name in `valor.rewards.text` and its weight."""
+
+    name: Literal["clinical_agreement_reward", "gleu_reward", "length_reward", "repetition_reward"]
+    weight: float = 1.0
+    options: dict[str, float] = {}
+
+
+class GrpoTextSettings(TrainStage):
+    """Stage 1: GRPO on verifiable text rewards; language model and projector train."""
+
+    rewards: Annotated[tuple[TextReward, ...], pydantic.Field(min_length=1)] = (
+        TextReward(name="clinical_agreement_reward", weight=1.0),
+        TextReward(name="gleu_reward", weight=0.3),
+        TextReward(name="length_reward", weight=0.2),
+        TextReward(name="repetition_reward", weight=0.2),
+    )
+
+
+class GrpoVisionSettings(TrainStage):
+    """Stage 2: GRPO on the frozen expert's similarity; the projector alone trains."""
+
+    similarity: Literal["paper", "statements"] = "statements"
+    """`paper`: image-report similarity; `statements`: VALOR's closed variant (docs/rewards.md)."""
+    tolerance: float = pydantic.Field(0.02, ge=0)
+    """Rewards closer than this share a rank."""
+
+
+class PredictSettings(Section):
+    """Greedy reports of one checkpoint on the test split."""
+
+    split: Literal["val", "test"] = "test"
+    batch_size: Positive = 64
+    max_new_tokens: Positive = 128
+    max_studies: Count = 0
+    """How many studies to read; 0 means all."""
+    attention_maps: bool = True
+    seed: int = 0
+
+
+class EvaluationSettings(Section):
+    """Scores, intervals and the page."""
+
+    bootstrap_samples: Positive = 1000
+    confidence: float = pydantic.Field(0.95, gt=0, lt=1)
+    page_studies: Count = 120
+    publish_text: bool = False
+    seed: int = 0
+
+
+class GateRule(Section):
+    """`metric` of the candidate must not be worse than that of `against` by more than `margin`.
+
+    The rule holds when the bound of the paired interval that is worst for the candidate stays within the margin.
+    """
+
+    metric: str
+    against: Literal["sft", "champion"]
+    margin: float = pydantic.Field(ge=0)
+    higher_is_better: bool = True
+
+
+class GateSettings(Section):
+    """The rules a candidate must meet before it is registered."""
+
+    candidate: Literal["sft", "text", "vision"] = "vision"
+    min_subjects: Count = 30
+    """A bootstrap over fewer subjects says too little: its intervals are too narrow, so such a candidate is refused."""
+    rules: tuple[GateRule, ...] = ()
+
+
+class RegistrySettings(Section):
+    """The registered model's name and the experiment that runs go to."""
+
+    model_name: str = "valor"
+    experiment: str = "valor"
+    publish_text: bool = False
+
+
+class TaskResources(Section):
+    """What a task asks of a cluster; ignored locally."""
+
+    cpu: str = pydantic.Field("2", pattern=r"^\d+(\.\d+)?m?$")
+    memory: str = pydantic.Field("8G", pattern=r"^\d+(\.\d+)?([KMGTPE]i?)?$")
+    gpus: Count = 0
+    gpu_type: str = ""
+
+
+class Recipe(Section):
+    """One experiment."""
+
+    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    description: str = ""
+    seed: int = 0
+    publish_text: bool = False
+    data: DataSettings = DataSettings()
+    models: ModelSettings = ModelSettings()
+    sft: SftSettings = SftSettings()
+    grpo_text: GrpoTextSettings = GrpoTextSettings()
+    grpo_vision: GrpoVisionSettings = GrpoVisionSettings()
+    predict: PredictSettings = PredictSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    gate: GateSettings = GateSettings()
+    registry: RegistrySettings = RegistrySettings()
+    resources: dict[str, TaskResources] = {}
+
+    def section_json(self, section: str) -> str:
+        """Return a section as canonical JSON; places and what may be shown are left out: they are no identity."""
+        value = getattr(self, section).model_dump(mode="json")
+        if section == "data":
+            for key in ("root", "annotations_root", "public"):
+                value.pop(key)
+        return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+SECTION_OF_STAGE: dict[str, str] = {
+    "preflight": "data",
+    "ingest": "data",
+    "validate_data": "data",
+    "fetch_models": "models",
+    "sft": "sft",
+    "grpo_text": "grpo_text",
+    "grpo_vision": "grpo_vision",
+    "predict": "predict",
+    "evaluate": "evaluation",
+    "gate": "gate",
+    "register": "registry",
+    "finalize": "registry",
+}
+"""The stages in the DAG's order, and the recipe section each one reads."""

@@ -13,6 +13,7 @@ def preflight(
     registry: str,
     models: str,
     evaluation: str,
+    gate: str,
     root: str,
     annotations_root: str,
     public: bool,
@@ -42,6 +43,7 @@ def preflight(
             "model_name": json.loads(registry)["model_name"],
             "base": json.loads(models)["base"],
             "expert": json.loads(models)["expert"],
+            "gate": gate,
         },
     )
     pathlib.Path(source_digest).write_text(values["source_digest"])

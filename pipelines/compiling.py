@@ -37,7 +37,7 @@ def compile_recipe(
     with warnings.catch_warnings():
         # KFP warns of its own future defaults; nothing that a recipe's author could act on.
         warnings.simplefilter("ignore", FutureWarning)
-        # KFP inspects the whole call stack at each setting of each task, and for each frame whose file it does not know
-        # every loaded module: 10 s below pytest or a notebook. A thread's stack is short.
+        # KFP inspects the whole call stack at each setting of a task's container, and for each frame whose file it does
+        # not know every loaded module: 10 s below pytest or a notebook. A thread's stack is short.
         with ThreadPoolExecutor(1) as thread:
             thread.submit(compile_pipeline).result()

@@ -83,6 +83,7 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
                     registry=registry,
                     models=models,
                     evaluation=evaluation,
+                    gate=gate_settings,
                     public=data_public,
                     **places,
                 ),

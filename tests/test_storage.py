@@ -221,7 +221,7 @@ def test_a_service_that_is_gone_is_a_service_error(monkeypatch):
 
 def test_a_full_disk_is_a_resource_error(folder, tmp_path):
     (folder / "big").write_bytes(os.urandom(200_000))
-    script = "import sys; from valor import gcs, storage; storage.put_dir(sys.argv[1], sys.argv[2])"
+    script = "import sys; from valor import storage; storage.put_dir(sys.argv[1], sys.argv[2])"
     mount = tmp_path / "tiny"
     mount.mkdir()
     command = f"mount -t tmpfs -o size=64k tmpfs {mount} && exec {sys.executable} -c '{script}' {folder} {mount}/store"

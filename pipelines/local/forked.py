@@ -37,13 +37,17 @@ class _Ancestors:
     def start(self, process: multiprocessing.process.BaseProcess, *, task: str) -> None:
         """Start a process of `context` as a fork of the ancestor that suits the task."""
         if task == _BEFORE_TRAINING:
-            # The libraries load while the data is checked. A run that reuses all training never loads them.
+            # The libraries load while the data is checked. A run that reuses this and all training never loads them.
             self.training.ensure_running()
         server = self.training if task in TRAINING_TASKS else self.every
         with _STATUS:
             # Python has one fork server, and this is where its processes ask for it.
+            pythons = forkserver.connect_to_new_process
             forkserver.connect_to_new_process = server.connect_to_new_process
-            process.start()
+            try:
+                process.start()
+            finally:
+                forkserver.connect_to_new_process = pythons
 
 
 def install() -> None:

@@ -2,13 +2,13 @@
 
 import re
 import xml.etree.ElementTree as ElementTree
-from pathlib import Path
 
 import pytest
+from study_trees import SHARED
 
 from valor.clinical.labeler import label, mentions
 
-ROOT = Path(__file__).resolve().parents[3] / "shared" / "data" / "openi" / "ecgen-radiology"
+ROOT = SHARED / "openi" / "ecgen-radiology"
 pytestmark = pytest.mark.skipif(not ROOT.is_dir(), reason="the Open-i sample is not beside the checkout")
 
 CODES = {

@@ -11,6 +11,7 @@ from valor import progress, stages
 from valor.__main__ import main as by_hand
 from valor.artifacts import read_stamp
 from valor.errors import DataError
+from valor.recipe import load
 
 
 @pytest.fixture
@@ -39,6 +40,7 @@ def ingest(tmp_path, metrics, settings):
             "model_name": "m",
             "base": "phantom",
             "expert": "phantom",
+            "gate": load("phantom").section_json("gate"),
         },
     )["shards"]
     output = dsl.Dataset(name="output", uri=str(tmp_path / "shard"))

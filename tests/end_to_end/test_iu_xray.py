@@ -4,12 +4,15 @@ import json
 from pathlib import Path
 
 import pytest
-from study_trees import openi_tree
+from study_trees import SHARED, openi_tree
 from valor_runs import Run, valor_run
 
 from valor.data.reports import parse_openi
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (SHARED / "openi").is_dir(), reason="no shared data"),
+]
 
 # Tiny models and few steps, and a gate that only asks for numbers: what is tested is the way, not the result.
 SMALL = (

@@ -54,7 +54,7 @@ def test_each_stage_has_a_task_with_the_image_and_no_installation(tmp_path):
 
 
 def test_places_and_settings_are_parameters_but_not_of_each_other(tmp_path):
-    recipe = load("phantom", ["data.root=/data/x", "data.annotations_root=/data/y", "data.public=true"])
+    recipe = load("phantom", ["data.root=/data/x", "data.public=true"])
     parameters = yaml.safe_load(compiled(tmp_path, recipe, "vertex").read_text())["root"]["inputDefinitions"]
     values = {name: p["defaultValue"] for name, p in parameters["parameters"].items()}
     assert values["data_root"] == "/data/x"

@@ -1,5 +1,6 @@
 """Tasks forked from a loaded process: what a task of its own process would see, and how it ends."""
 
+import importlib
 import json
 import os
 import signal
@@ -11,10 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 from kfp import compiler, dsl
+from kfp.dsl import base_component
 from kfp.local import subprocess_task_handler
 
 from pipelines.local import forked
 from pipelines.local.child import GRACE_S
+from valor.recipe import SECTION_OF_STAGE
 
 
 @dsl.component(base_image="python", install_kfp_package=False, packages_to_install=[])
@@ -107,10 +110,42 @@ def test_tasks_of_several_threads_each_get_their_own_status(run_task):
         assert list(pool.map(lambda code: run_task(f"import sys; sys.exit({code})"), codes)) == codes
 
 
-def test_the_tasks_ancestor_outlives_a_sigterm(run_task):
-    ancestors = subprocess_task_handler.run_local_subprocess.args[0]
-    os.kill(ancestors.every._forkserver_pid, signal.SIGTERM)
-    assert run_task("import sys; sys.exit(4)") == 4
+@pytest.mark.parametrize(("component", "which"), [(probe, "every"), (sft, "training")])
+def test_the_tasks_ancestor_outlives_a_sigterm(run_task, component, which):
+    assert run_task("pass", component) == 0, "it is loaded"
+    ancestor = getattr(subprocess_task_handler.run_local_subprocess.args[0], which)._forkserver_pid
+    os.kill(ancestor, signal.SIGTERM)
+    assert run_task("import sys; sys.exit(4)", component) == 4
+    assert getattr(subprocess_task_handler.run_local_subprocess.args[0], which)._forkserver_pid == ancestor
+
+
+def test_the_training_libraries_load_while_the_data_is_checked(run_task):
+    ancestors = forked._Ancestors()
+    process = ancestors.context.Process(target=time.sleep, args=(0,))
+    try:
+        ancestors.start(process, task="ingest")
+        assert ancestors.training._forkserver_pid is None
+        process.join()
+        process = ancestors.context.Process(target=time.sleep, args=(0,))
+        ancestors.start(process, task="validate_data")
+        assert ancestors.training._forkserver_pid is not None
+        process.join()
+        assert process.exitcode == 0
+    finally:
+        ancestors.every._stop()
+        os.kill(ancestors.training._forkserver_pid, signal.SIGKILL)
+
+
+def test_the_tasks_that_load_a_model_are_named_as_their_components():
+    modules = [importlib.import_module(f"components.{stage}") for stage in SECTION_OF_STAGE]
+    names = {
+        name
+        for module in modules
+        for name, value in vars(module).items()
+        if isinstance(value, base_component.BaseComponent)
+    }
+    assert {*forked.TRAINING_TASKS, forked._BEFORE_TRAINING} <= names
+    assert {name for name in names if name.startswith(("sft", "grpo", "predict"))} < forked.TRAINING_TASKS
 
 
 STUBBORN = """

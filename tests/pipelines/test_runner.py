@@ -28,7 +28,7 @@ def states(home):
 
 
 def test_a_missing_data_root_is_one_line_with_exit_code_2(valor, tmp_path):
-    result = valor(*tiny_run("data.root=/no/such/place", "data.annotations_root=/no", "publish_text=false"))
+    result = valor(*tiny_run("data.root=/no/such/place", "publish_text=false"))
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "/no/such/place" in result.stderr
@@ -154,7 +154,7 @@ def test_a_killed_parent_takes_its_tree_with_it_and_frees_the_home(valor, tmp_pa
         process.wait()
     _, alive = psutil.wait_procs(below, timeout=15)
     assert not alive
-    third = valor(*tiny_run("data.root=/no/such/place", "data.annotations_root=/no", "publish_text=false"))
+    third = valor(*tiny_run("data.root=/no/such/place", "publish_text=false"))
     assert "/no/such/place" in third.stderr, "the lock died with its holder"
 
 

@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 from study_trees import mimic_tree
@@ -15,9 +16,17 @@ def home(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
 
 
-def look(root, *, base="phantom", public="false", publish_text="false", **settings):
-    places = {"root": str(root), "annotations_root": "", "public": public, "publish_text": publish_text}
-    places |= {"base": str(base), "expert": "org/expert"}
+def gate(metric="report_f1_micro", **settings):
+    rule = {"metric": metric, "against": "sft", "margin": 0.1, "higher_is_better": "omission" not in metric}
+    return json.dumps({"rules": [rule], **settings})
+
+
+GATE = gate()
+
+
+def look(root, *, base="phantom", public="false", publish_text="false", annotations_root="", gate=GATE, **settings):
+    places = {"root": str(root), "annotations_root": annotations_root, "public": public, "publish_text": publish_text}
+    places |= {"base": str(base), "expert": "org/expert", "gate": gate}
     return preflight(DataSettings(**settings), **places, model_name="valor-test", context=Context())
 
 
@@ -72,3 +81,34 @@ def test_a_cluster_needs_places_that_outlive_its_pods(tmp_path, monkeypatch):
         look(tree.root)
     monkeypatch.delenv("VALOR_TARGET")
     assert look(tree.root).values
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ('{"rules": []}', "gate.rules is empty"),
+        (gate("report_f1_mikro"), "no metric 'report_f1_mikro'; did you mean 'report_f1_micro'?"),
+        (gate("truth_f1_micro"), "no metric 'truth_f1_micro'; it needs masks and truth"),
+        (gate("grounding_ratio"), "no metric 'grounding_ratio'; it needs masks and truth"),
+        (gate("report_omission").replace("false", "true"), "set higher_is_better: false"),
+        (gate(candidate="sft"), "'sft' is compared with itself"),
+    ],
+)
+def test_a_gate_that_could_not_judge_is_told_before_anything_is_trained(tmp_path, rules, words):
+    tree = mimic_tree(tmp_path / "root")
+    with pytest.raises(UserError, match=re.escape(words)) as caught:
+        look(tree.root, gate=rules)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("metric", ["report_omission", "report_f1_edema", "similarity", "length"])
+def test_a_gate_on_reports_needs_no_truth(tmp_path, metric):
+    assert look(mimic_tree(tmp_path / "root").root, gate=gate(metric)).values
+
+
+@pytest.mark.parametrize("metric", ["truth_omission", "grounding_ratio"])
+def test_a_gate_on_truth_needs_annotations_or_a_phantom(tmp_path, metric):
+    tree = mimic_tree(tmp_path / "root")
+    (tmp_path / "truth").mkdir()
+    assert look(tree.root, gate=gate(metric), annotations_root=str(tmp_path / "truth")).values
+    assert look("phantom", gate=gate(metric), shards=1, phantom={"train": 2, "val": 1, "test": 1}).values

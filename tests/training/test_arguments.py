@@ -5,7 +5,7 @@ import json
 import pytest
 
 from valor.errors import UserError
-from valor.recipe import GrpoTextSettings, SftSettings, known, load, parse_section, rules
+from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section, trainer_fields
 from valor.training import arguments
 
 
@@ -58,8 +58,12 @@ def test_fields_that_publish_nothing_are_the_recipes(field):
     assert load("phantom", [f"grpo_text.trainer.{field}=3"]).grpo_text.trainer[field] == 3
 
 
-def test_the_committed_names_are_those_of_the_libraries_and_the_evaluation():
-    assert rules.known() == json.loads(json.dumps(known.installed()))
+def committed():
+    return json.loads(trainer_fields.PATH.read_text(encoding="utf-8"))
+
+
+def test_the_committed_fields_are_those_of_the_installed_trl():
+    assert committed() == trainer_fields.installed_fields(), "run: python -m valor.recipe.trainer_fields"
 
 
 ASKED = 7331
@@ -72,7 +76,7 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
     name = "SFTConfig" if section == "sft" else "GRPOConfig"
     monkeypatch.setattr(trl, name, dict)
     lawful = {}
-    for field in rules.known()[name]:
+    for field in committed()[name]:
         try:
             settings = parse_section(section, json.dumps({"trainer": {field: ASKED}}))
         except UserError:

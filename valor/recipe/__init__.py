@@ -1,7 +1,7 @@
 """The recipe: one typed YAML per experiment (pydantic and yaml only, so a laptop loads it without torch).
 
-VALOR owns only what is VALOR's; `trainer:` holds fields of TRL's SFTConfig or GRPOConfig verbatim. Their names and
-those of the gate's metrics are checked against a committed list (`known.json`, made by `python -m valor.recipe.known`).
+VALOR owns only what is VALOR's; `trainer:` holds fields of TRL's SFTConfig or GRPOConfig verbatim, whose names are
+checked against a committed list (`trainer_fields.json`, made by `python -m valor.recipe.trainer_fields`).
 Each stage's section travels as one JSON string, so editing one stage leaves the others' identity alone.
 """
 

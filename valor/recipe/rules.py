@@ -3,12 +3,11 @@
 import difflib
 import json
 import math
-from collections.abc import Mapping
 from importlib import resources
 from typing import Any
 
 from valor.errors import UserError, shown
-from valor.recipe.sections import SECTION_OF_STAGE, GateSettings, Recipe
+from valor.recipe.sections import SECTION_OF_STAGE, Recipe
 
 TRAINER_CLASS = {"sft": "SFTConfig", "grpo_text": "GRPOConfig", "grpo_vision": "GRPOConfig"}
 _OWNED_BY_VALOR = {
@@ -42,11 +41,6 @@ _NUMBERS = (
 """Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name."""
 
 
-def known() -> dict[str, Any]:
-    """Return the names that `valor.recipe.known` wrote, so that no library is needed to check them."""
-    return json.loads((resources.files("valor.recipe") / "known.json").read_text(encoding="utf-8"))
-
-
 def check(recipe: Recipe, source: str) -> None:
     """Refuse a recipe whose parts do not fit together.
 
@@ -66,8 +60,6 @@ def check(recipe: Recipe, source: str) -> None:
     unknown = sorted(set(recipe.resources) - set(SECTION_OF_STAGE))
     if unknown:
         raise UserError(f"{source}: resources.{unknown[0]}: no such stage; stages are {', '.join(SECTION_OF_STAGE)}")
-    check_gate(recipe.gate, known()["metrics"], source)
-    _check_truth(recipe, source)
 
 
 def check_publishing(key: str, value: bool, *, root: str, public: bool, source: str) -> None:
@@ -90,7 +82,9 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
         UserError: it names the field and the fix.
     """
     class_name = TRAINER_CLASS[section]
-    fields = known()[class_name]
+    fields = json.loads((resources.files("valor.recipe") / "trainer_fields.json").read_text(encoding="utf-8"))[
+        class_name
+    ]
     for field, value in trainer.items():
         if field in _OWNED_BY_VALOR:
             owner = _OWNED_BY_VALOR[field]
@@ -106,48 +100,6 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
             close = difflib.get_close_matches(field, fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{source}: {section}.trainer.{field}: {class_name} has no such field{hint}")
-
-
-def check_gate(gate: GateSettings, metrics: Mapping[str, Mapping[str, Any]], source: str) -> None:
-    """Refuse rules that compare nothing.
-
-    Args:
-        gate: the recipe's `gate` section.
-        metrics: by name, `higher_is_better` and the `finding` that it is about ("" for all), as in metrics.json.
-        source: begins the error.
-
-    Raises:
-        UserError: no rule, an unknown metric, a metric's other direction, or a candidate compared with itself.
-    """
-    if not gate.rules:
-        raise UserError(
-            f"{source}: gate.rules is empty: a gate without a rule would pass anything; give it at least one rule"
-        )
-    for i, rule in enumerate(gate.rules):
-        where = f"{source}: gate.rules.{i}"
-        if rule.against == gate.candidate:
-            raise UserError(f"{where}: {gate.candidate!r} is compared with itself; set against to the champion")
-        if rule.metric not in metrics:
-            general = [name for name, metric in metrics.items() if not metric["finding"]]
-            raise UserError(
-                f"{where}.metric: no metric {shown(repr(rule.metric))}; known are {', '.join(general)}, and precision, "
-                "recall and f1 of one finding, such as report_f1_edema"
-            )
-        better = metrics[rule.metric]["higher_is_better"]
-        if better is not None and better != rule.higher_is_better:
-            raise UserError(f"{where}: wrong direction of {rule.metric}; set higher_is_better: {str(better).lower()}")
-
-
-def _check_truth(recipe: Recipe, source: str) -> None:
-    """Refuse a gate that compares with truth where none comes with the data."""
-    if recipe.data.root == "phantom" or recipe.data.annotations_root:
-        return
-    for i, rule in enumerate(recipe.gate.rules):
-        if rule.metric.startswith("truth_"):
-            raise UserError(
-                f"{source}: gate.rules.{i}.metric: {rule.metric} needs truth, and data.annotations_root is empty; "
-                f"compare with the reports ({rule.metric.replace('truth_', 'report_', 1)}), or name the annotations"
-            )
 
 
 def _check_limits(recipe: Recipe, source: str) -> None:

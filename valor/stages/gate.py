@@ -13,9 +13,9 @@ from typing import Any
 from valor import artifacts
 from valor.context import Context
 from valor.errors import IntegrityError, UserError
+from valor.evaluation.gate_rules import check
 from valor.evaluation.table import number
 from valor.recipe import GateRule, GateSettings
-from valor.recipe.rules import check_gate
 from valor.stages import StageResult
 
 MIN_DEFINED = 0.95
@@ -78,7 +78,7 @@ def _check(settings: GateSettings, metrics: Mapping[str, Any], champion_digest: 
             f"the evaluation's champion is {evaluated[:12] or 'none'}, the gate was given "
             f"{champion_digest[:12] or 'none'}; evaluate again with the current champion"
         )
-    check_gate(settings, metrics["measures"], "settings of gate")
+    check(settings, metrics["measures"])
 
 
 def _judge(rule: GateRule, candidate: str, metrics: Mapping[str, Any], champion_digest: str) -> dict[str, Any]:

@@ -6,7 +6,8 @@ from pathlib import Path
 from valor import artifacts, storage
 from valor.context import Context, require_lasting_places
 from valor.data.shards import plan_shards
-from valor.recipe import DataSettings, check_publishing
+from valor.evaluation import gate_rules
+from valor.recipe import DataSettings, check_publishing, parse_section
 from valor.stages import StageResult
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ def preflight(
     model_name: str,
     base: str,
     expert: str,
+    gate: str,
     context: Context,
 ) -> StageResult:
     """Return the source's digest, its shards, the outside models' digest and the current champion.
@@ -35,6 +37,7 @@ def preflight(
             one it was checked with.
         model_name: the registered model whose champion the candidate will meet.
         base, expert: where the models come from (`models.base`, `models.expert`).
+        gate: the recipe's `gate` section as JSON; its rules must be such that they can be judged.
         context: where the stage runs.
 
     Returns:
@@ -43,14 +46,16 @@ def preflight(
         ("" where there is no champion).
 
     Raises:
-        UserError: no data root, no study in it, its text would be shown though it is not public, or a
-            cluster's tasks have no lasting place for work, models and runs.
+        UserError: no data root, no study in it, its text would be shown though it is not public, the gate's
+            rules cannot be judged, or a cluster's tasks have no lasting place for work, models and runs.
     """
     from valor.tracking.registry import champion
 
     require_lasting_places()
     check_publishing("publish_text", publish_text == "true", root=root, public=public == "true", source="preflight")
     shards, studies = plan_shards(root, annotations_root=annotations_root, settings=settings)
+    annotated = root == "phantom" or bool(annotations_root)
+    gate_rules.check(parse_section("gate", gate), gate_rules.metrics_to_come(annotated=annotated))
     champion_uri, champion_digest = champion(model_name)
     source_digest = artifacts.digest_value([shard.digest for shard in shards])
     log.info("%s: %d studies in %d shards, source digest %s", root, studies, len(shards), source_digest[:12])

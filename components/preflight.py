@@ -41,8 +41,7 @@ def preflight(
             "public": json.dumps(public),
             "publish_text": json.dumps(any(json.loads(section)["publish_text"] for section in (registry, evaluation))),
             "model_name": json.loads(registry)["model_name"],
-            "base": json.loads(models)["base"],
-            "expert": json.loads(models)["expert"],
+            "models": models,
             "gate": gate,
         },
     )

@@ -104,7 +104,10 @@ def compile_command(
 
     loaded = load(recipe, overrides)
     from pipelines.compiling import compile_recipe
+    from pipelines.targets import is_pinned
 
+    if "@sha256:" in image and not is_pinned(image):
+        raise UserError(f"--image {shown(image)}: a digest is @sha256: and 64 hex digits")
     if output.suffix not in (".yaml", ".yml"):
         raise click.UsageError(f"--output is {str(output)!r}, expected a name that ends in .yaml")
     image = image or _default_image()
@@ -158,7 +161,7 @@ def phantom(out: Path, studies: int, seed: int) -> None:
 
     \b
     Examples:
-      valor phantom /tmp/phantom -n 50 --seed 3
+      valor phantom /tmp/phantom -n 200 --seed 3
       valor run phantom --set data.root=/tmp/phantom/data --set data.annotations_root=/tmp/phantom/annotations \\
           --set data.public=true
     """
@@ -174,12 +177,13 @@ def lineage(version: str) -> None:
     """Print what made a model version, from the version back to the data's digest.
 
     \b
-    Example:
+    Examples:
       valor lineage valor-phantom/1
+      valor lineage valor-phantom/champion
     """
     name, slash, number = version.rpartition("/")
-    if not slash or not name or not re.fullmatch("[0-9]{1,9}", number):
-        raise UserError(f"{shown(version)}: expected NAME/VERSION, such as valor/1")
+    if not slash or not name or not re.fullmatch("[0-9]{1,9}|champion", number):
+        raise UserError(f"{shown(version)}: expected NAME/VERSION, such as valor/1 or valor/champion")
     from valor.tracking import lineage as tracking_lineage
 
     found = tracking_lineage.chain(name, number)

@@ -3,6 +3,7 @@
 kfp-kubernetes settings make a second YAML document, which Vertex AI's PipelineJob refuses, so only `kfp` gets them.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -48,7 +49,7 @@ def dresser(recipe: Recipe, *, target: str, image: str, env: Mapping[str, str]) 
 
 def is_pinned(image: str) -> bool:
     """Tell whether an image is named by digest; under a tag, KFP's cache would not see that the code changed."""
-    return "@sha256:" in image
+    return bool(re.search("@sha256:[0-9a-f]{64}$", image))
 
 
 def _set_image(task: Any, image: str) -> None:

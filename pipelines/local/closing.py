@@ -1,7 +1,9 @@
 """The end of a local run: `summary.json`, and what a person reads last."""
 
+import shutil
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +38,10 @@ def _verdict(ending: "Ending", *, run_dir: Path) -> tuple[int, str]:
     """Return the run's exit code and its one line."""
     state = ending.state
     if ending.signal:
-        return Interrupted.exit_code, "interrupted; everything was ended, run again to continue from here"
+        return Interrupted.exit_code, (
+            "interrupted; everything was ended. Run again: finished tasks are reused, a stage in training goes on from "
+            "its last save, and another task begins again"
+        )
     failed = state.failed()
     if failed:
         return failed.exit_code, failed.error
@@ -107,15 +112,18 @@ def _print_result(recipe: Recipe, ending: "Ending", *, refused: str, home: Path)
     evaluation = Path(state.tasks["evaluate"].paths["evaluation"])
     print(_stage_table(evaluation))
     print()
+    verdict = Path(state.tasks["gate"].paths["verdict"])
     if refused:
-        verdict = Path(state.tasks["gate"].paths["verdict"]) / "verdict.md"
-        print(verdict.read_text(encoding="utf-8"))
+        print((verdict / "verdict.md").read_text(encoding="utf-8"))
+    else:
+        print(f"gate      passed: {_rules(read_json(verdict / 'verdict.json'))}   ({verdict / 'verdict.md'})")
     print(f"page      {evaluation / 'evaluation.html'}")
+    print(f"data      {Path(state.tasks['validate_data'].paths['data_docs']) / 'index.html'}")
     print(f"model     {_model(recipe, state, refused)}")
     if state.reused():
         print(f"reused:   {', '.join(_folded(state.reused()))}")
     print(f"took      {ending.seconds:.0f} s, peak memory {ending.peak_bytes / 2**30:.2f} GiB")
-    print("MLflow    make ui   (or: valor ui)")
+    print(f"MLflow    {_valor()} ui   (or: make ui)")
     if refused:
         print(f"valor: {refused}", file=sys.stderr)
 
@@ -131,7 +139,21 @@ def _model(recipe: Recipe, state: RunState, refused: str) -> str:
         return "no new version: the gate refused the candidate"
     register = state.tasks["register"]
     version = register.values.get("version") or register.values.get("Output", "")
-    return f"{recipe.registry.model_name}/{version}   (valor lineage {recipe.registry.model_name}/{version})"
+    return f"{recipe.registry.model_name}/{version}   ({_valor()} lineage {recipe.registry.model_name}/{version})"
+
+
+def _rules(verdict: Mapping[str, Any]) -> str:
+    applied = [rule for rule in verdict["rules"] if rule["applicable"]]
+    waived = len(verdict["rules"]) - len(applied)
+    return f"{len(applied)} rules hold" + (f", {waived} not applicable without a champion" if waived else "")
+
+
+def _valor() -> str:
+    """Return the command as a person has to type it here: an environment that is not active is not on the path."""
+    if shutil.which("valor"):
+        return "valor"
+    program = Path(sys.executable).with_name("valor")
+    return str(program.relative_to(Path.cwd()) if program.is_relative_to(Path.cwd()) else program)
 
 
 def _folded(names: list[str]) -> list[str]:

@@ -109,6 +109,7 @@ def _environment(recipe: Recipe, *, place: Path, run_dir: Path) -> dict[str, str
         "TOKENIZERS_PARALLELISM": "false",
     }
     environment.setdefault("MLFLOW_EXPERIMENT_NAME", recipe.registry.experiment)
+    environment.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     # Threads that spin while they wait starve whoever they wait for: on two busy cores SFT took ten times as long.
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if recipe.publish_text:

@@ -8,6 +8,8 @@ from typing import Any, Protocol
 from pipelines.local.state import RunState, Task
 
 QUIET_S = 30.0
+SHOWN_METRICS = 8
+"""Of a task's numbers, the first: stages put those to watch first; all are in summary.json and MLflow."""
 _MARKS = {
     "waiting": "[dim]·[/]", "running": "[cyan]▶[/]", "done": "[green]✓[/]", "reused": "[blue]↺[/]",
     "failed": "[red]✗[/]", "skipped": "[dim]-[/]",
@@ -43,7 +45,7 @@ class JsonView:
         if due:
             lines += [task for task in state.tasks.values() if task.state == "running" and task not in changed]
         for task in lines:
-            print(json.dumps(_line(task, memory_bytes)), flush=True)
+            print(json.dumps(_line(task, state, memory_bytes)), flush=True)
         if lines or due:
             self._last = time.monotonic()
 
@@ -76,12 +78,14 @@ class LiveView:
         self._live.stop()
 
 
-def _line(task: Task, memory_bytes: int) -> dict[str, Any]:
-    line: dict[str, Any] = {"task": task.name, "state": task.state, "seconds": round(task.seconds(time.time()), 1)}
+def _line(task: Task, state: RunState, memory_bytes: int) -> dict[str, Any]:
+    over = sum(other.state in ("done", "reused", "skipped") for other in state.tasks.values())
+    line: dict[str, Any] = {"time": time.strftime("%H:%M:%S"), "task": task.name, "state": task.state}
+    line |= {"tasks": f"{over}/{len(state.tasks)}", "seconds": round(task.seconds(time.time()), 1)}
     if task.total:
         line |= {"step": task.step, "total": task.total, "unit": task.unit}
     if task.metrics:
-        line["metrics"] = task.metrics
+        line["metrics"] = {name: float(f"{value:.4g}") for name, value in list(task.metrics.items())[:SHOWN_METRICS]}
     return line | {"memory_mib": memory_bytes >> 20}
 
 

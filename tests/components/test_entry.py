@@ -38,8 +38,7 @@ def ingest(tmp_path, metrics, settings):
             "public": "false",
             "publish_text": "false",
             "model_name": "m",
-            "base": "phantom",
-            "expert": "phantom",
+            "models": load("phantom").section_json("models"),
             "gate": load("phantom").section_json("gate"),
         },
     )["shards"]

@@ -36,7 +36,7 @@ def page(small, tmp_path_factory):
     return (out / "evaluation.html").read_text(encoding="utf-8")
 
 
-def browse(html, tmp_path, driver=""):
+def browse(html, tmp_path, driver="", *flags):
     """Return the document after its scripts ran, and what the console said.
 
     A driver runs in a copy without the policy, which admits the page's own script only.
@@ -46,7 +46,7 @@ def browse(html, tmp_path, driver=""):
         html = html.replace("</body>", f"<script>{driver}</script></body>")
     path = tmp_path / "page.html"
     path.write_text(html, encoding="utf-8")
-    command = [CHROMIUM, *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
+    command = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={tmp_path / 'profile'}", path.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
     return done.stdout, [line for line in done.stderr.splitlines() if "CONSOLE" in line]
 
@@ -87,6 +87,19 @@ def test_runs_under_its_policy_without_a_complaint(page, tmp_path):
     dom, console = browse(page, tmp_path)
     assert not console
     assert ">24 of 24 studies</output>" in dom
+
+
+@needs_chromium
+@pytest.mark.parametrize("width", [500, 1000, 1400])
+def test_only_tables_scroll_sideways(page, tmp_path, width):
+    driver = """
+      const out = document.createElement("pre"); out.id = "result";
+      out.textContent = JSON.stringify([document.documentElement.scrollWidth, window.innerWidth]);
+      document.body.append(out);
+    """
+    dom, _ = browse(page, tmp_path, driver, f"--window-size={width},900")
+    needed, there = json.loads(re.search(r'<pre id="result">(.*?)</pre>', dom).group(1))
+    assert needed <= there
 
 
 @needs_chromium

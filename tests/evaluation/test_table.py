@@ -58,6 +58,17 @@ def test_single_findings_stay_out_and_headlines_can_be_all(metrics):
     assert "Precision, macro" in table.render_text(built, full=True)
 
 
+def test_single_findings_that_changed_are_named_under_the_table(metrics):
+    built = table.build(metrics)
+    assert [row["finding"] for row in built["findings"]] == ["Edema"]
+    said = "F1 of single findings, vision - SFT, %: worse: none; better: Edema +10.0 [+1.0, +20.0]."
+    assert said in table.render_text(built).splitlines()
+    metrics["differences"]["vision-sft"]["truth_f1_edema"] = cell(-0.1, -0.2, -0.01)
+    assert "worse: Edema -10.0 [-20.0, -1.0]; better: none." in table.render_text(table.build(metrics))
+    metrics["differences"]["vision-sft"]["truth_f1_edema"] = cell(-0.1, -0.2, 0.01)
+    assert "worse: none; better: none." in table.render_text(table.build(metrics))
+
+
 def test_nothing_is_said_of_truth_where_there_is_none(metrics):
     assert "clinical performance" not in table.render_text(table.build({**metrics, "truth": False}))
 

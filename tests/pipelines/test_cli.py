@@ -1,5 +1,6 @@
 import errno
 import json
+import socket
 import time
 
 import pytest
@@ -134,11 +135,32 @@ def test_output_that_is_no_yaml_is_a_usage_error(tmp_path):
     assert ".yaml" in result.output
 
 
-@pytest.mark.parametrize("version", ["valor-phantom", "valor-phantom/", "/1", "valor-phantom/x", f"x/{'9' * 30}"])
+@pytest.mark.parametrize(
+    "version", ["valor-phantom", "valor-phantom/", "/1", "valor-phantom/x", f"x/{'9' * 30}", "x/champion/"]
+)
 def test_lineage_of_a_malformed_version_is_exit_code_2(version):
     result = invoke("lineage", version)
     assert result.exit_code == 2
     assert "NAME/VERSION" in result.output
+
+
+def test_a_port_in_use_is_told_before_mlflow_starts(tmp_path, monkeypatch):
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        result = invoke("ui", "--port", str(port))
+    assert result.exit_code == 2
+    assert f"port {port}: Address already in use; give another one: valor ui --port {port + 1}" in result.output
+
+
+def test_a_digest_that_is_none_is_refused(tmp_path):
+    arguments = ("compile", "phantom", "--target", "kfp", "-o", str(tmp_path / "p.yaml"), "--image")
+    assert invoke(*arguments, "REGISTRY/valor@sha256:...").exit_code == 2
+    assert invoke(*arguments, "REGISTRY/valor@sha256:" + 64 * "a").exit_code == 0
 
 
 def test_phantom_writes_a_root_that_the_adapter_reads(tmp_path):
@@ -216,8 +238,16 @@ def test_stage_by_hand_prints_its_values_and_fails_with_its_code(tmp_path, capfd
     monkeypatch.setenv("VALOR_TRACKING", "off")
     settings = json.dumps({"phantom": {"train": 3, "val": 1, "test": 1}, "shards": 1})
     gate = json.dumps({"rules": [{"metric": "report_f1_micro", "against": "sft", "margin": 0.1}]})
-    given = {"gate": gate, "annotations_root": "", "public": "false", "publish_text": "true", "model_name": "m"}
-    values = [f"{name}={value}" for name, value in {**given, "base": "phantom", "expert": "phantom"}.items()]
+    models = json.dumps({"base": "phantom", "expert": "phantom"})
+    given = {
+        "gate": gate,
+        "models": models,
+        "annotations_root": "",
+        "public": "false",
+        "publish_text": "true",
+        "model_name": "m",
+    }
+    values = [f"{name}={value}" for name, value in given.items()]
     places = [argument for value in values for argument in ("--value", value)]
     assert stage(["preflight", "--settings", settings, "--value", "root=phantom", *places]) == 0
     assert '"count"' in capfd.readouterr().out

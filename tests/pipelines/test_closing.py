@@ -1,6 +1,8 @@
 """The last words of a local run: exit code, error line, summary."""
 
 import json
+import shutil
+import sys
 
 import pytest
 
@@ -36,6 +38,9 @@ def whole_run(tmp_path, verdict):
     }  # fmt: skip
     (evaluation / "table.json").write_text(json.dumps(table))
     (judged / "verdict.md").write_text("omission rose by 0.2, the margin is 0.05\n")
+    rules = [{"applicable": True}, {"applicable": True}, {"applicable": False}]
+    (judged / "verdict.json").write_text(json.dumps({"rules": rules}))
+    state.tasks["validate_data"].paths = {"data_docs": str(tmp_path / "docs")}
     state.tasks["evaluate"].paths = {"evaluation": str(evaluation)}
     state.tasks["gate"].paths = {"verdict": str(judged)}
     return state
@@ -55,6 +60,18 @@ def test_a_whole_run_names_page_version_and_reuse(tmp_path, capsys):
     assert "valor-phantom/3" in text
     assert "reused:   ingest, sft" in text
     assert "make ui" in text
+    assert "gate      passed: 2 rules hold, 1 not applicable without a champion" in text
+    assert str(tmp_path / "docs" / "index.html") in text
+
+
+@pytest.mark.parametrize("active", [True, False])
+def test_the_command_is_named_as_it_has_to_be_typed(tmp_path, capsys, monkeypatch, active):
+    monkeypatch.setattr(shutil, "which", lambda name: f"/usr/bin/{name}" if active else None)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / ".venv" / "bin" / "python"))
+    monkeypatch.chdir(tmp_path)
+    ended(tmp_path, whole_run(tmp_path, "pass"))
+    command = "valor" if active else ".venv/bin/valor"
+    assert f"({command} lineage valor-phantom/3)" in capsys.readouterr().out
 
 
 def test_a_refusal_is_exit_code_4_with_its_reasons(tmp_path, capsys):

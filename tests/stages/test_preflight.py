@@ -24,9 +24,13 @@ def gate(metric="report_f1_micro", **settings):
 GATE = gate()
 
 
-def look(root, *, base="phantom", public="false", publish_text="false", annotations_root="", gate=GATE, **settings):
+def look(
+    root, *, base="phantom", public="false", publish_text="false", annotations_root="", gate=GATE,
+    expert_revision=40 * "a", **settings,
+):  # fmt: skip
     places = {"root": str(root), "annotations_root": annotations_root, "public": public, "publish_text": publish_text}
-    places |= {"base": str(base), "expert": "org/expert", "gate": gate}
+    models = {"base": str(base), "expert": "org/expert", "expert_revision": expert_revision}
+    places |= {"models": json.dumps(models), "gate": gate}
     return preflight(DataSettings(**settings), **places, model_name="valor-test", context=Context())
 
 
@@ -62,7 +66,19 @@ def test_other_weights_at_the_same_address_are_another_identity(tmp_path):
     assert look(tree.root, base=base).values["models_digest"] == first
     (base / "model.safetensors").write_bytes(b"two!")
     assert look(tree.root, base=base).values["models_digest"] != first
-    assert look(tree.root, base=tmp_path / "none").values["models_digest"] == phantom, "fetch_models says so"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"base": "/no/model"}, "models.base is '/no/model': no such directory"),
+        ({"base": "org/model"}, "models.base_revision is '' for the hub id 'org/model'"),
+        ({"expert_revision": "main"}, "models.expert_revision is 'main' for the hub id 'org/expert'"),
+    ],
+)
+def test_a_model_that_could_not_be_fetched_is_told_before_the_data_is_read(tmp_path, wrong, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        look(mimic_tree(tmp_path / "root").root, **wrong)
 
 
 def test_text_of_data_that_is_not_public_is_not_shown(tmp_path):

@@ -201,8 +201,18 @@ def test_a_version_asks_for_the_release_that_registered_it(pipeline):
 
 
 def test_an_unknown_version_is_a_users_mistake(home):
-    with pytest.raises(UserError, match="no such registered version"):
+    with pytest.raises(UserError, match="l-none/7: no such registered version"):
         lineage.chain("l-none", "7")
+    with pytest.raises(UserError, match="l-none/champion: no such registered version"):
+        lineage.chain("l-none", "champion")
+
+
+def test_the_champion_is_a_version_and_an_unknown_one_names_those_that_are_there(pipeline):
+    run = pipeline("l-named")
+    version = run.register(run.judged(run.until_checkpoint()))
+    assert lineage.chain(run.model_name, "champion").version == version == "1"
+    with pytest.raises(UserError, match=f"{run.model_name}/7: no such .*; there are {run.model_name}/1$"):
+        lineage.chain(run.model_name, "7")
 
 
 def test_registering_again_gives_the_same_version_and_new_weights_another(pipeline):

@@ -14,7 +14,7 @@ from valor.evaluation import charts
 from valor.evaluation.cards import View, card, outcome
 from valor.evaluation.inputs import LABELS
 from valor.evaluation.measures import slug
-from valor.evaluation.table import direction, number
+from valor.evaluation.table import direction, findings_text, number
 
 _HERE = Path(__file__).parent
 _TILES = ("f1_micro", "hallucination", "omission")
@@ -42,6 +42,8 @@ def render(view: View) -> str:
         table=view.table,
         groups=_groups(view.table),
         tiles=_tiles(view.table, source),
+        findings_text=findings_text(view.table) if view.table["contrast"] else "",
+        worse=any(row["direction"] == "worse" for row in view.table["findings"]),
         findings=_findings(view.metrics, view.table["contrast"], source),
         dots=charts.per_finding(view.metrics, source),
         trade_off=charts.trade_off(view.metrics, source),

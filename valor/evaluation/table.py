@@ -7,7 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from valor.clinical.vocabulary import OBSERVATIONS
 from valor.evaluation.inputs import LABELS, NAMES
+from valor.evaluation.measures import slug
 from valor.evaluation.results import as_interval
 
 HEADLINE = frozenset(
@@ -25,8 +27,8 @@ _CONTRASTS = (("vision", "sft"), ("text", "sft"), ("vision", "champion"))
 def build(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Return table.json from metrics.json: columns, and rows of formatted and raw numbers.
 
-    The last column is the first of vision - SFT, text - SFT, vision - champion that was evaluated; metrics of single
-    findings stay in metrics.json.
+    The last column is the first of vision - SFT, text - SFT, vision - champion that was evaluated. Of single findings,
+    those whose F1 changed with an interval that excludes zero are named; the others stay in metrics.json.
     """
     names = [name for name in NAMES if name in metrics["checkpoints"]]
     contrast = next((f"{a}-{b}" for a, b in _CONTRASTS if f"{a}-{b}" in metrics["differences"]), "")
@@ -44,6 +46,7 @@ def build(metrics: Mapping[str, Any]) -> dict[str, Any]:
         "studies": metrics["studies"],
         "subjects": metrics["subjects"],
         "truth": metrics["truth"],
+        "findings": _changed_findings(metrics, names, contrast),
         "rows": [row for row in rows if any(cell["value"] is not None for cell in row["cells"].values())],
     }
 
@@ -80,9 +83,21 @@ def notes(table: Mapping[str, Any]) -> list[str]:
         f"{table['studies']} studies of {table['subjects']} subjects. Intervals: paired bootstrap over subjects, each "
         "for one metric alone. + better, - worse, ~ changed: the interval excludes zero."
     ]
+    if table["contrast"]:
+        lines.insert(0, findings_text(table))
     if table["truth"]:
         lines.append("The studies are drawn, their truth is known: these figures say nothing of clinical performance.")
     return lines
+
+
+def findings_text(table: Mapping[str, Any]) -> str:
+    """Return the sentence on single findings whose F1 changed: a mean may hide one that is lost."""
+    sentences = []
+    for which in ("worse", "better"):
+        rows = [row for row in table["findings"] if row["direction"] == which]
+        named = [f"{row['finding']} {difference_text(row)[:-2]}" for row in rows]
+        sentences.append(f"{which}: {', '.join(named) or 'none'}")
+    return f"F1 of single findings, {table['contrast_label']}, %: {'; '.join(sentences)}."
 
 
 def number(value: float | None, form: str, *, signed: bool = False) -> str:
@@ -93,6 +108,17 @@ def number(value: float | None, form: str, *, signed: bool = False) -> str:
     if form == "percent":
         return f"{value * 100:{sign}.1f}"
     return f"{value:{sign}.3f}" if abs(value) < 10 else f"{value:{sign}.1f}"
+
+
+def _changed_findings(metrics: Mapping[str, Any], names: list[str], contrast: str) -> list[dict[str, Any]]:
+    source = "truth" if metrics["truth"] else "report"
+    keys = {f"{source}_f1_{slug(finding)}": finding for finding in OBSERVATIONS if contrast}
+    rows = [
+        {**_row(key, metrics["measures"][key], metrics, names, contrast), "finding": finding}
+        for key, finding in keys.items()
+        if key in metrics["measures"]
+    ]
+    return sorted((row for row in rows if row["direction"]), key=lambda row: row["difference"]["value"])
 
 
 def _row(

@@ -28,12 +28,11 @@ def resolve(source: str, *, revision: str, setting: str, path: Path) -> str:
         UserError: no such model, no pinned revision, or no safetensors among its files.
         ServiceError: the hub cannot be reached.
     """
+    check(source, revision=revision, setting=setting)
     if source.startswith("gs://"):
         _from_storage(source, path)
     elif Path(source).is_dir():
         _copy(Path(source), path)
-    elif source.startswith(("/", ".", "~")) or not _HUB_ID.match(source):
-        raise UserError(f"{setting} is {source!r}: no such directory; give a directory, gs://, a hub id or phantom")
     else:
         _from_hub(source, revision=revision, setting=setting, path=path)
         source = f"hf://{source}@{revision}"
@@ -44,6 +43,23 @@ def resolve(source: str, *, revision: str, setting: str, path: Path) -> str:
     if not (path / "config.json").is_file():
         raise UserError(f"{setting} is {source!r}: holds no config.json; give a directory that save_pretrained wrote")
     return source
+
+
+def check(source: str, *, revision: str, setting: str) -> None:
+    """Refuse what `resolve` would refuse without looking inside a model; `phantom` is trained and needs nothing.
+
+    Raises:
+        UserError: no such directory, or a hub id without a commit hash.
+    """
+    if source == "phantom" or source.startswith("gs://") or Path(source).is_dir():
+        return
+    if source.startswith(("/", ".", "~")) or not _HUB_ID.match(source):
+        raise UserError(f"{setting} is {source!r}: no such directory; give a directory, gs://, a hub id or phantom")
+    if not _COMMIT.match(revision):
+        raise UserError(
+            f"{setting}_revision is {revision!r} for the hub id {source!r} (no such directory): give the full commit "
+            "hash, 40 hex digits, since a branch or tag can move"
+        )
 
 
 def _from_storage(uri: str, path: Path) -> None:
@@ -71,11 +87,6 @@ def _copy(source: Path, path: Path) -> None:
 def _from_hub(source: str, *, revision: str, setting: str, path: Path) -> None:
     from huggingface_hub import errors, snapshot_download
 
-    if not _COMMIT.match(revision):
-        raise UserError(
-            f"{setting}_revision is {revision!r} for the hub id {source!r} (no such directory): give the full commit "
-            "hash, 40 hex digits, since a branch or tag can move"
-        )
     try:
         local = snapshot_download(source, revision=revision, allow_patterns=list(ALLOWED))
     except (errors.RepositoryNotFoundError, errors.RevisionNotFoundError) as error:

@@ -12,6 +12,27 @@ from mlflow.protos.databricks_pb2 import BAD_REQUEST
 from mlflow.pyfunc import PythonModel
 
 
+class BadImage(MlflowException):
+    """An error that says of an image where it stands in the request, and nothing else.
+
+    MLflow's scoring server writes the beginning of the request into the message of an MlflowException, and what an
+    image's first bytes hold may be a name.
+    """
+
+    def __init__(self, said: str) -> None:
+        self._said = said
+        super().__init__(said, error_code=BAD_REQUEST)
+
+    @property
+    def message(self) -> str:
+        """What was said when it was raised."""
+        return self._said
+
+    @message.setter
+    def message(self, value: str) -> None:
+        """Let later words be."""
+
+
 class ReportModel(PythonModel):
     """Writes a report per image."""
 
@@ -35,7 +56,7 @@ class ReportModel(PythonModel):
             images = [decode_base64(text, place) for place, text in enumerate(model_input["image"])]
             return pd.DataFrame({"report": self._reporter.reports(images)}, index=model_input.index)
         except UserError as error:
-            raise MlflowException(str(error), error_code=BAD_REQUEST) from None
+            raise BadImage(str(error)) from None
 
 
 set_model(ReportModel())

@@ -7,6 +7,7 @@ from valor import artifacts, storage
 from valor.context import Context, require_lasting_places
 from valor.data.shards import plan_shards
 from valor.evaluation import gate_rules
+from valor.models import resolve
 from valor.recipe import DataSettings, check_publishing, parse_section
 from valor.stages import StageResult
 
@@ -21,8 +22,7 @@ def preflight(
     public: str,
     publish_text: str,
     model_name: str,
-    base: str,
-    expert: str,
+    models: str,
     gate: str,
     context: Context,
 ) -> StageResult:
@@ -36,8 +36,8 @@ def preflight(
         publish_text: "true" where a later stage shows text or images: a compiled pipeline takes another root than the
             one it was checked with.
         model_name: the registered model whose champion the candidate will meet.
-        base, expert: where the models come from (`models.base`, `models.expert`).
-        gate: the recipe's `gate` section as JSON; its rules must be such that they can be judged.
+        models: the recipe's `models` section as JSON: where base and expert come from.
+        gate: its `gate` section as JSON; the rules must be such that they can be judged.
         context: where the stage runs.
 
     Returns:
@@ -47,13 +47,19 @@ def preflight(
 
     Raises:
         UserError: no data root, no study in it, its text would be shown though it is not public, the gate's
-            rules cannot be judged, or a cluster's tasks have no lasting place for work, models and runs.
+            rules cannot be judged, a model has no pinned revision, or a cluster's tasks have no lasting place for work,
+            models and runs.
     """
     from valor.tracking.registry import champion
 
     require_lasting_places()
     check_publishing("publish_text", publish_text == "true", root=root, public=public == "true", source="preflight")
     shards, studies = plan_shards(root, annotations_root=annotations_root, settings=settings)
+    wanted = parse_section("fetch_models", models)
+    for setting in ("base", "expert"):
+        resolve.check(
+            getattr(wanted, setting), revision=getattr(wanted, f"{setting}_revision"), setting=f"models.{setting}"
+        )
     annotated = root == "phantom" or bool(annotations_root)
     gate_rules.check(parse_section("gate", gate), gate_rules.metrics_to_come(annotated=annotated))
     champion_uri, champion_digest = champion(model_name)
@@ -64,7 +70,7 @@ def preflight(
         values={
             "source_digest": source_digest,
             "shards": f"[{','.join(shard.to_json() for shard in shards)}]",
-            "models_digest": artifacts.digest_value([_model_identity(place) for place in (base, expert)]),
+            "models_digest": artifacts.digest_value([_model_identity(place) for place in (wanted.base, wanted.expert)]),
             "champion_uri": champion_uri,
             "champion_digest": champion_digest,
         },
@@ -72,8 +78,5 @@ def preflight(
 
 
 def _model_identity(place: str) -> list[tuple[str, int, str]]:
-    """Return the listing of a model's directory or gs:// address; a hub id is pinned by its revision, so it has none.
-
-    A place that does not exist has none either: `fetch_models` says so.
-    """
+    """Return the listing of a model's directory or gs:// address; a hub id has none, its revision pins it."""
     return storage.listing(place) if storage.is_remote(place) or Path(place).is_dir() else []

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from valor import storage
 from valor.errors import IntegrityError, UserError
-from valor.tracking import agreement, graph, store
+from valor.tracking import agreement, graph, registry, store
 from valor.tracking.trace import Node, Trace, trace
 
 
@@ -38,7 +38,7 @@ class Lineage:
 
 
 def chain(name: str, version: str) -> Lineage:
-    """Return the lineage of a registered version, with every disagreement between its records.
+    """Return the lineage of a registered version (or of `champion`), with every disagreement between its records.
 
     Raises:
         UserError: there is no such version.
@@ -46,17 +46,26 @@ def chain(name: str, version: str) -> Lineage:
         ServiceError: MLflow or the model store cannot be reached.
     """
     with store.service_errors(f"reading {name}/{version}"):
-        registered = store.found(lambda: store.client().get_model_version(name, version))
+        if version == registry.CHAMPION:
+            registered = registry.champion_version(name)
+        else:
+            registered = store.found(lambda: store.client().get_model_version(name, version))
         if registered is None:
-            raise UserError(f"{name}/{version}: no such registered version at {store.shown_uri()}")
-        run = store.found(lambda: store.client().get_run(registered.run_id))
+            there = registry.known_versions(name)
+            raise UserError(
+                f"{name}/{version}: no such registered version at {store.shown_uri()}; "
+                + (f"there are {', '.join(there)}" if there else "none is registered there")
+            )
+        run = store.found(lambda: store.client().get_run(str(registered.run_id)))
     if run is None:
         raise IntegrityError(
             f"{name}/{version}: the run that registered it, {registered.run_id}, is not in this MLflow"
         )
     traced = trace(graph.references(run, "input"))
     problems = [*traced.problems, *agreement.disagreements(registered, traced)]
-    return Lineage(name=name, version=version, tags=registered.tags, trace=traced, problems=tuple(problems))
+    return Lineage(
+        name=name, version=str(registered.version), tags=registered.tags, trace=traced, problems=tuple(problems)
+    )
 
 
 def render(lineage: Lineage) -> str:

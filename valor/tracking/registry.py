@@ -73,6 +73,13 @@ def champion_version(model_name: str) -> "ModelVersion | None":
             raise
 
 
+def known_versions(model_name: str) -> list[str]:
+    """Return up to 20 registered versions as NAME/VERSION: the model's own, or everybody's where it has none."""
+    found = [(version.name, int(version.version)) for version in store.client().search_model_versions(max_results=1000)]
+    own = [version for version in found if version[0] == model_name]
+    return [f"{name}/{number}" for name, number in sorted(own or found)[-20:]]
+
+
 def register(candidate: Candidate, *, champion_digest: str) -> str:
     """Register a candidate, make it the champion, and return its version.
 

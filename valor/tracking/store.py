@@ -25,6 +25,7 @@ REACH_TIMEOUT_S = 5.0
 REACH_TRIES = 3
 # MLflow's own (120 s, 7 tries with doubling waits) let a task hang for minutes on a server that is gone.
 _DEFAULTS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",

@@ -48,7 +48,7 @@ clean: ## Remove the virtual environment and build output; results in .valor sta
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-	  || { echo "make: $(PYTHON) is older than Python 3.11; give another: make PYTHON=/path/to/python3.11"; exit 2; }
+	  || { echo "make: $(PYTHON) is missing or older than Python 3.11; give another: make PYTHON=/path/to/python3.11"; exit 2; }
 	@$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.base: $(INPUTS) | $(VENV)/bin/python

@@ -192,7 +192,7 @@ def lineage(version: str) -> None:
 
 
 @main.command()
-@click.option("--port", default=5000, show_default=True, help="Port on this machine.")
+@click.option("--port", default=5000, type=click.IntRange(1, 65535), show_default=True, help="Port on this machine.")
 def ui(port: int) -> None:
     """Open MLflow on this home's runs and models (Ctrl-C ends it).
 

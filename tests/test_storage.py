@@ -141,6 +141,7 @@ def test_a_listing_follows_links_ends_in_loops_and_hides_no_failure(tmp_path, mo
     (root / "p10" / "up").symlink_to(root)
     (root / "itself").symlink_to("itself")
     (root / "nothing").symlink_to("nowhere")
+    os.mkfifo(root / "pipe")
     assert storage.list_files(root) == ["p10/a", "p11/b"]
     assert storage.list_files(tmp_path / "none") == []
     scandir = os.scandir
@@ -153,6 +154,12 @@ def test_a_listing_follows_links_ends_in_loops_and_hides_no_failure(tmp_path, mo
     monkeypatch.setattr(os, "scandir", broken)
     with pytest.raises(ServiceError, match="p10: Input/output error while listing"):
         storage.list_files(root)
+
+
+def test_a_file_name_that_no_table_could_hold_is_the_users_to_mend(tmp_path):
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/M\xfcller.dcm")).touch()
+    with pytest.raises(UserError, match=r"file name 'M\\udcfcller.dcm' is no UTF-8"):
+        storage.list_files(tmp_path)
 
 
 def test_what_is_kept_is_put_once_and_made_again_where_it_is_damaged(place, folder, tmp_path):

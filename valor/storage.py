@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -46,7 +47,9 @@ def list_files(uri: str | Path) -> list[str]:
 
 
 def listing(uri: str | Path) -> list[tuple[str, int, str]]:
-    """Return (relative path, size in bytes, stamp) of all files below `uri`, sorted by path.
+    """Return (relative path, size in bytes, stamp) of all regular files below `uri`, sorted by path.
+
+    Raises UserError for a name that is no UTF-8.
 
     The stamp changes when the file does: the time of modification in ns, or the object's generation.
     """
@@ -57,12 +60,14 @@ def listing(uri: str | Path) -> list[tuple[str, int, str]]:
         for name in names:
             path = Path(folder, name)
             try:
-                stat = path.stat()
+                found = path.stat()
             except OSError as error:
                 if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link to nothing, or to itself, is no file
                     raise _unreadable(error, root) from error
                 continue
-            rows.append((path.relative_to(root).as_posix(), stat.st_size, str(stat.st_mtime_ns)))
+            if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device may never end
+                continue
+            rows.append((_utf8(path.relative_to(root).as_posix(), root), found.st_size, str(found.st_mtime_ns)))
     return sorted(rows)
 
 
@@ -75,12 +80,21 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
 
     seen: set[tuple[int, int]] = set()
     for folder, folders, names in os.walk(root, onerror=refuse, followlinks=True):
-        stat = os.stat(folder)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link back to a folder above it, or a second link to the same
+        facts = os.stat(folder)
+        if (facts.st_dev, facts.st_ino) in seen:  # a link back to a folder above it, or a second link to the same
             folders.clear()
             continue
-        seen.add((stat.st_dev, stat.st_ino))
+        seen.add((facts.st_dev, facts.st_ino))
         yield folder, names
+
+
+def _utf8(name: str, root: Path) -> str:
+    """Return a file's name; one in another encoding could be written to no table."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{root}: the file name {name!a} is no UTF-8; rename the file") from None
+    return name
 
 
 def _unreadable(error: OSError, root: Path) -> ServiceError:

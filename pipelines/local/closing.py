@@ -47,6 +47,11 @@ def _verdict(ending: "Ending", *, run_dir: Path) -> tuple[int, str]:
         return failed.exit_code, failed.error
     if ending.status in BY_EXIT_CODE:
         return ending.status, f"pipeline: ended with exit code {ending.status}; see {_log(run_dir, 'pipeline')}"
+    if ending.status < 0:
+        return ResourceError.exit_code, (
+            f"pipeline: its process was killed by signal {-ending.status}, most often for want of memory "
+            f"(peak {ending.peak_bytes / 2**30:.1f} GiB); run again to continue"
+        )
     dead = state.dead()
     if dead:
         return ResourceError.exit_code, (

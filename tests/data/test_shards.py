@@ -163,6 +163,7 @@ def test_a_study_without_a_split_in_the_table_is_drawn_by_hash(tree):
         ("dicom_id;study_id;split\na;50000001;test\n", "column 'study_id' is missing"),
         ("", "column 'study_id' is missing"),
         ("dicom_id,study_id,split\na,50000001,test\nb,50000002", "split.csv:3: the row is cut short"),
+        (f"dicom_id,study_id,split\na,{'5' * 140_000},test\n", "split.csv:2: field larger than field limit"),
         ("study_id,split\n50000001,train\n50000001,test\n", "split.csv: study 50000001 is in train and in test"),
         ("\ufeffstudy_id,split\n50000001,test\n50000001,test\n", None),
     ],

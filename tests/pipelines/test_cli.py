@@ -157,6 +157,11 @@ def test_a_port_in_use_is_told_before_mlflow_starts(tmp_path, monkeypatch):
     assert f"port {port}: Address already in use; give another one: valor ui --port {port + 1}" in result.output
 
 
+@pytest.mark.parametrize("port", ["0", "70000", "-1"])
+def test_a_port_that_is_none_is_a_usage_error(port):
+    assert invoke("ui", f"--port={port}").exit_code == 2
+
+
 def test_a_digest_that_is_none_is_refused(tmp_path):
     arguments = ("compile", "phantom", "--target", "kfp", "-o", str(tmp_path / "p.yaml"), "--image")
     assert invoke(*arguments, "REGISTRY/valor@sha256:...").exit_code == 2

@@ -130,3 +130,10 @@ def test_a_summary_that_cannot_be_written_hides_no_failure(tmp_path, capsys):
     whole = Ending(state=whole_run(tmp_path, "pass"), status=0, peak_bytes=0, seconds=1.0)
     with pytest.raises(OSError, match="summary"):
         close(load("phantom"), whole, home=tmp_path, run_dir=tmp_path)
+
+
+def test_a_killed_pipeline_process_is_a_resource_error(tmp_path, capsys):
+    assert ended(tmp_path, RunState(task_names(2)), status=-9) == 6
+    error = capsys.readouterr().err
+    assert "killed by signal 9" in error
+    assert error.count("\n") == 1

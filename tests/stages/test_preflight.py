@@ -128,3 +128,11 @@ def test_a_gate_on_truth_needs_annotations_or_a_phantom(tmp_path, metric):
     (tmp_path / "truth").mkdir()
     assert look(tree.root, gate=gate(metric), annotations_root=str(tmp_path / "truth")).values
     assert look("phantom", gate=gate(metric), shards=1, phantom={"train": 2, "val": 1, "test": 1}).values
+
+
+def test_a_broken_table_of_annotations_is_told_by_its_name(tmp_path):
+    tree = mimic_tree(tmp_path / "root")
+    (tmp_path / "truth").mkdir()
+    (tmp_path / "truth" / "annotations.parquet").write_bytes(b"PAR1 and nothing more")
+    with pytest.raises(UserError, match=r"annotations\.parquet: no whole Parquet file"):
+        look(tree.root, annotations_root=str(tmp_path / "truth"))

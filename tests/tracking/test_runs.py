@@ -1,5 +1,6 @@
 """Runs of stages, on a real SQLite store."""
 
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -246,6 +247,14 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(home, monkeypatch):
         monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{silent.getsockname()[1]}")
         with pytest.raises(ServiceError, match="does not answer"):
             store.initialise_store()
+
+
+@pytest.mark.skipif(importlib.util.find_spec("psycopg") is not None, reason="the driver is installed")
+def test_a_store_without_its_driver_names_the_library(home, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://u:secret@127.0.0.1:1/x")
+    with pytest.raises(UserError, match="needs the library psycopg") as caught:
+        store.initialise_store()
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("uri", ["file:///tmp/mlruns", "mlruns"])

@@ -39,7 +39,7 @@ def read_table(annotations_root: str, name: str) -> pa.Table:
     """Return `<annotations_root>/<name>.parquet`, or an empty table where it is missing or no root is given.
 
     Raises:
-        UserError: the root does not exist, or the table lacks a column.
+        UserError: the root does not exist, or the table is no whole Parquet file or lacks a column.
     """
     if not annotations_root:
         return TABLES[name].empty_table()
@@ -48,7 +48,10 @@ def read_table(annotations_root: str, name: str) -> pa.Table:
         if not storage.exists(annotations_root):
             raise UserError(f"{annotations_root}: no such directory; set data.annotations_root, or leave it empty")
         return TABLES[name].empty_table()
-    table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+    except pa.ArrowException:
+        raise UserError(f"{uri}: no whole Parquet file; write it again") from None
     missing = [column for column in TABLES[name].names if column not in table.column_names]
     if missing:
         raise UserError(f"{uri}: column {missing[0]!r} is missing; it needs {', '.join(TABLES[name].names)}")

@@ -81,13 +81,16 @@ class Source:
                     raise UserError(f"{path}: no whole gzip file; fetch the table again") from None
                 text = data.decode("utf-8-sig", errors="replace")
                 reader = csv.DictReader(io.StringIO(text))
-                missing = [column for column in columns if column not in (reader.fieldnames or ())]
-                if missing:
-                    raise UserError(f"{path}: column {missing[0]!r} is missing; mend the table's first line")
-                for row in reader:
-                    if any(row[column] is None for column in columns):
-                        raise UserError(f"{path}:{reader.line_num}: the row is cut short; mend the table")
-                    yield path, row
+                try:
+                    missing = [column for column in columns if column not in (reader.fieldnames or ())]
+                    if missing:
+                        raise UserError(f"{path}: column {missing[0]!r} is missing; mend the table's first line")
+                    for row in reader:
+                        if any(row[column] is None for column in columns):
+                            raise UserError(f"{path}:{reader.line_num}: the row is cut short; mend the table")
+                        yield path, row
+                except csv.Error as error:
+                    raise UserError(f"{path}:{reader.line_num + 1}: {error}; mend the table") from None
 
     def stamp(self, paths: Iterable[str], facts: Any) -> str:
         """Return the digest of a study's files and of `facts` that tables say about it."""

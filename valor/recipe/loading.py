@@ -114,7 +114,7 @@ def _read(recipe: str) -> tuple[str, str]:
             raise UserError(f"{recipe}: no UTF-8 text (byte {error.start}); a recipe is a YAML file") from None
     if recipe in builtin_names():
         return (resources.files("pipelines.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
-    raise UserError(f"{recipe}: no such file and no built-in recipe; built-in are {', '.join(builtin_names())}")
+    raise UserError(f"{shown(recipe)}: no such file and no built-in recipe; built-in are {', '.join(builtin_names())}")
 
 
 def _apply(tree: dict[str, Any], override: str) -> None:

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from valor import storage
-from valor.errors import IntegrityError, UserError
+from valor.errors import IntegrityError, UserError, shown
 from valor.tracking import agreement, graph, registry, store
 from valor.tracking.trace import Node, Trace, trace
 
@@ -53,7 +53,7 @@ def chain(name: str, version: str) -> Lineage:
         if registered is None:
             there = registry.known_versions(name)
             raise UserError(
-                f"{name}/{version}: no such registered version at {store.shown_uri()}; "
+                f"{shown(name)}/{version}: no such registered version at {store.shown_uri()}; "
                 + (f"there are {', '.join(there)}" if there else "none is registered there")
             )
         run = store.found(lambda: store.client().get_run(str(registered.run_id)))

@@ -102,6 +102,8 @@ def service_errors(action: str) -> Iterator[None]:
     except ValorError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError):
+            raise UserError(f"MLflow at {shown_uri()} needs the library {error.name}; install it") from None
         if not _is_store_failure(error):
             raise
         if "disk is full" in str(error) or "No space left" in str(error):

@@ -25,11 +25,10 @@ def serve(*, port: int) -> int:
     if uri.startswith("sqlite:///") and not os.path.exists(uri.removeprefix("sqlite:///")):
         raise UserError(f"{home()}: no run yet; `valor run phantom` makes one, VALOR_HOME names another home")
     _require_free(port)
-    # Its tables, in case MLflow was updated since.
+    # Its tables, in case MLflow was updated since; and MLflow's environment as everywhere (no telemetry).
     client()
     # MLflow's judges and optimisers, eight processes that wait for work which nobody here gives them.
     os.environ.setdefault("MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "false")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     print(f"MLflow on http://127.0.0.1:{port}/#/experiments in some seconds (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "ui", "--backend-store-uri", uri, "--port", str(port), "--workers", "1"]
     return processes.run_until_signal(command, grace_s=GRACE_S)

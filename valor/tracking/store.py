@@ -96,14 +96,14 @@ def shown_uri() -> str:
 
 @contextlib.contextmanager
 def service_errors(action: str) -> Iterator[None]:
-    """Turn a failure of the store while `action` into one line: ServiceError, or ResourceError for a full disk."""
+    """Turn a failure of the store into one line: ServiceError, ResourceError (full disk) or UserError (no driver)."""
     try:
         yield
     except ValorError:
         raise
+    except ModuleNotFoundError as error:
+        raise UserError(f"MLflow at {shown_uri()} needs the library {error.name}; install it") from None
     except Exception as error:
-        if isinstance(error, ModuleNotFoundError):
-            raise UserError(f"MLflow at {shown_uri()} needs the library {error.name}; install it") from None
         if not _is_store_failure(error):
             raise
         if "disk is full" in str(error) or "No space left" in str(error):

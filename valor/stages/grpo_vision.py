@@ -19,7 +19,7 @@ def grpo_vision(
     from valor.models.expert import Expert
     from valor.rewards.expert import expert_reward
     from valor.training.arguments import VISION_DEFAULTS, check_enough_prompts, grpo_arguments
-    from valor.training.launch import Policy, end_tokens, train
+    from valor.training.course import Policy, end_tokens, train
     from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:

@@ -14,7 +14,7 @@ from valor.stages import StageResult
 def sft(settings: SftSettings, *, dataset: Path, base: Path, checkpoint: Path, context: Context) -> StageResult:
     """Fine-tune `base` on the training split and write `checkpoint`."""
     from valor.training.arguments import sft_arguments
-    from valor.training.launch import Policy, train
+    from valor.training.course import Policy, train
     from valor.training.rows import sft_rows
 
     def build(policy: Policy) -> Any:

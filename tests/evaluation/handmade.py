@@ -26,7 +26,7 @@ SKILL = {"sft": (0.75, 0.6, 2.0), "text": (0.85, 0.7, 3.0), "vision": (0.9, 0.8,
 
 def build_inputs(root: Path, *, studies: int, image_px: int, seed: int = 5) -> dict:
     """Write drawn studies, truth, masks and reports that get better by stage; return the paths `evaluate` takes."""
-    settings = PhantomStudies(seed=seed, train=0, val=0, test=studies, image_px=image_px)
+    settings = PhantomStudies(seed=seed, train=0, val=0, test=studies, second_site=0, image_px=image_px)
     drawn = [draw(key, settings) for key in plan(settings) if key.split == "test"]
     rows = sorted((row_of(study, image_px) for study in drawn), key=lambda row: row.study_id)
     drawn.sort(key=lambda study: study.key.study_id)
@@ -74,6 +74,7 @@ def write_evidence(path: Path, drawn: list[PhantomStudy]) -> Path:
             )  # fmt: skip
     pq.write_table(pa.Table.from_pylist(truth), path / "truth.parquet")
     pq.write_table(pa.Table.from_pylist(annotations), path / "annotations.parquet")
+    evidence_tables.write(path, [], name="pairs")
     artifacts.stamp(path, kind="evidence", stage="validate_data")
     return path
 

@@ -5,7 +5,7 @@ from valor.clinical.labeler import label
 from valor.clinical.vocabulary import OBSERVATIONS
 from valor.evaluation import scores
 from valor.evaluation.bootstrap import Sums
-from valor.evaluation.inputs import Predictions, Present, Truth
+from valor.evaluation.inputs import Pair, Predictions, Present, Truth
 from valor.evaluation.measures import measures
 from valor.metrics import bleu, clinical
 
@@ -128,6 +128,32 @@ def test_an_implied_finding_is_neither_match_nor_omission():
     naming_it = evaluate(predictions(refs=refs, hyps=["Pulmonary edema. There is a lung opacity."] * 3), with_implied)
     assert silent_on_it["truth_f1_micro"] == naming_it["truth_f1_micro"] == 1
     assert naming_it["report_hallucination"] == pytest.approx(1 / 2)
+
+
+@pytest.mark.parametrize(
+    ("change", "original", "twin", "told_apart"),
+    [
+        ("added", "The lungs are clear.", "There is a left pneumothorax.", True),
+        ("added", "The lungs are clear.", "The lungs are clear.", False),
+        ("added", "There is a left pneumothorax.", "There is a left pneumothorax.", False),
+        ("added", "There is a left pneumothorax.", "The lungs are clear.", False),
+        ("moved", "There is a right pneumothorax.", "There is a left pneumothorax.", True),
+        ("moved", "There is a left pneumothorax.", "There is a right pneumothorax.", False),
+        ("moved", "There is a pneumothorax.", "There is a pneumothorax.", False),
+    ],
+)
+def test_a_pair_is_told_apart_by_reports_that_are_right_about_both_images(change, original, twin, told_apart):
+    before = present("Pneumothorax", side="right") if change == "moved" else {}
+    truth = Truth(
+        findings=("Pneumothorax",),
+        studies={"a": before, "b": present("Pneumothorax")},
+        implied={"a": frozenset(), "b": frozenset()},
+    )
+    said = {"a": scores.read_report(original), "b": scores.read_report(twin)}
+    pair = Pair(study="a", twin="b", finding="Pneumothorax", change=change)
+    assert scores.flipped(pair, said, truth) is told_apart
+    removed = Pair(study="b", twin="a", finding="Pneumothorax", change="removed" if change == "added" else change)
+    assert scores.flipped(removed, said, truth) is told_apart
 
 
 def test_devices_make_no_study_abnormal():

@@ -2,6 +2,7 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -53,6 +54,20 @@ def test_intervals_hold_their_values_and_differences_are_of_the_values(evaluated
     for key, cell in metrics["differences"]["vision-sft"].items():
         if cell["value"] is not None:
             assert cell["value"] == pytest.approx(vision[key]["value"] - sft[key]["value"])
+
+
+def test_a_twin_counts_for_its_pair_and_for_nothing_else(inputs, evaluated, tmp_path):
+    ids = sorted(pq.read_table(inputs["dataset"] / "shard-00000.parquet")["study_id"].to_pylist())
+    evidence = handmade.empty_evidence(tmp_path / "evidence")
+    for name in ("truth", "annotations"):
+        (evidence / f"{name}.parquet").write_bytes((inputs["evidence"] / f"{name}.parquet").read_bytes())
+    pair = {"study_id": ids[1], "twin_of": ids[0], "finding": "Edema", "change": "added"}
+    pq.write_table(pa.Table.from_pylist([pair]), evidence / "pairs.parquet")
+    evaluate(SETTINGS, **{**inputs, "evidence": evidence}, evaluation=tmp_path / "out", context=Context())
+    metrics = handmade.read_json(tmp_path / "out" / "metrics.json")
+    assert metrics["studies"] == 23
+    assert metrics["checkpoints"]["sft"]["flip_rate"]["value"] in (0, 1)
+    assert handmade.read_json(evaluated[0] / "metrics.json")["checkpoints"]["sft"]["flip_rate"]["value"] is None
 
 
 def test_repeated_gives_the_same_bytes(inputs, evaluated, tmp_path):

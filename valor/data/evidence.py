@@ -1,6 +1,7 @@
 """Annotations and truth: what evaluation compares with, kept apart from the dataset so that no training stage reads it.
 
-`annotations.parquet` holds boxes or masks per image, `truth.parquet` findings per study; real data may have neither.
+`annotations.parquet` holds boxes or masks per image, `truth.parquet` findings per study, `pairs.parquet` counterfactual
+twins: studies that differ from another one in a single finding. Real data may have none of them.
 This module selects and joins rows; what a mask means is `valor.data.masks`' business.
 """
 
@@ -31,6 +32,7 @@ TABLES: dict[str, pa.Schema] = {
             ("severity", pa.string()),
         ]
     ),
+    "pairs": pa.schema([(name, pa.string()) for name in ("study_id", "twin_of", "finding", "change")]),
 }
 """The tables with the columns that each needs; types here are those of an empty table, further columns pass through."""
 

@@ -173,7 +173,7 @@ def _key_identity(key: Any) -> list[str]:
 
 def _phantom_identity(settings: DataSettings) -> list[Any]:
     # The counts are left out: each key says for itself whether it is drawn.
-    return [settings.phantom.model_dump(exclude={"train", "val", "test"}), _phantom_code_digest()]
+    return [settings.phantom.model_dump(exclude={"train", "val", "test", "pairs"}), _phantom_code_digest()]
 
 
 @functools.cache

@@ -1,11 +1,11 @@
-"""What an evaluation reads: predictions of several checkpoints over the same studies, truth and masks.
+"""What an evaluation reads: predictions of several checkpoints over the same studies, truth, masks and pairs.
 
 Everything derives from the predictions, dataset and evidence artifacts; no model is loaded.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,10 @@ class Predictions:
         """The studies, sorted."""
         return [row["study_id"] for row in self.rows]
 
+    def without(self, studies: Collection[str]) -> "Predictions":
+        """Return the predictions of all other studies."""
+        return dataclasses.replace(self, rows=[row for row in self.rows if row["study_id"] not in studies])
+
 
 @dataclasses.dataclass(frozen=True)
 class Present:
@@ -45,6 +49,16 @@ class Present:
     sides: frozenset[str]
     zone: str
     severity: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A study and its counterfactual twin, which differs from it in one finding: `added`, `removed` or `moved`."""
+
+    study: str
+    twin: str
+    finding: str
+    change: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,6 +174,19 @@ def read_truth(evidence: Path, study_ids: Iterable[str]) -> Truth | None:
         studies=studies,
         implied={study: frozenset(found) for study, found in implied.items()},
     )
+
+
+def read_pairs(evidence: Path, study_ids: Iterable[str]) -> list[Pair]:
+    """Return the pairs of which both studies are among these, in the order of their twins."""
+    import pyarrow.parquet as pq
+
+    known = set(study_ids)
+    rows = pq.read_table(evidence / "pairs.parquet").to_pylist()
+    return [
+        Pair(study=row["twin_of"], twin=row["study_id"], finding=row["finding"], change=row["change"])
+        for row in rows
+        if {row["twin_of"], row["study_id"]} <= known
+    ]
 
 
 def _merge(known: Present | None, row: Mapping[str, Any]) -> Present:

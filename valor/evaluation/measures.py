@@ -130,6 +130,10 @@ def _image() -> list[Measure]:
             "grounding_difference", "Attention in the finding, own - shuffled", "Image",
             lambda sums: mean("ratio")(sums) - mean("shuffled")(sums),
         ),
+        Measure(
+            "flip_rate", "Counterfactual pairs told apart", "Image",
+            lambda sums: share(sums["pairs/flipped"], sums["pairs/count"]), form="percent",
+        ),
     ]  # fmt: skip
 
 

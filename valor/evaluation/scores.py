@@ -9,7 +9,7 @@ import numpy as np
 from valor.clinical.labeler import Mention, ancestors, label, mentions
 from valor.clinical.vocabulary import OBSERVATIONS, Label
 from valor.evaluation import grounding
-from valor.evaluation.inputs import Predictions, Truth, finite_or_zero, side_set
+from valor.evaluation.inputs import Pair, Predictions, Truth, finite_or_zero, side_set
 from valor.evaluation.measures import BLEU_COLUMNS, SOURCES, Source
 
 _DEVICES = "Support Devices"
@@ -30,6 +30,8 @@ COLUMNS: tuple[str, ...] = (
     "grounding/mentions",
     "grounding/ratio",
     "grounding/shuffled",
+    "pairs/count",
+    "pairs/flipped",
 )
 
 
@@ -154,13 +156,37 @@ def mention_ratios(mention: Mapping[str, Any], mask: np.ndarray, *, box: Sequenc
     return grounding.ratio(ours, covered), grounding.ratio(shuffled, covered)
 
 
+def flipped(pair: Pair, hypotheses: Mapping[str, Statement], truth: Truth) -> bool:
+    """Tell whether a checkpoint's reports follow the change: right about the finding in either image of the pair.
+
+    Right is naming it where it is, on its side where it was moved, and not naming it where it is not.
+    """
+    for study in (pair.study, pair.twin):
+        expected = expected_of_truth(truth, study)
+        found = said(hypotheses[study], expected)
+        if (pair.finding in found) != (pair.finding in expected.present):
+            return False
+        if pair.change == "moved" and found[pair.finding] != expected.sides[pair.finding]:
+            return False
+    return True
+
+
 def table(
     predictions: Predictions,
     hypotheses: Mapping[str, Statement],
     expected: Mapping[Source, Mapping[str, Expected]],
     masks: Mapping[str, Mapping[str, np.ndarray]],
+    flips: Mapping[str, bool] | None = None,
 ) -> np.ndarray:
-    """Return a checkpoint's (studies, columns) float64 table, rows in the order of the predictions."""
+    """Return a checkpoint's (studies, columns) float64 table, rows in the order of the predictions.
+
+    Args:
+        predictions: its reports.
+        hypotheses: what they say.
+        expected: what each source holds.
+        masks: per study and finding, see `inputs.read_masks`.
+        flips: per study that has a twin, whether the two were told apart (`flipped`).
+    """
     index = {name: i for i, name in enumerate(COLUMNS)}
     values = np.zeros((len(predictions.rows), len(COLUMNS)))
     wording = _wording(predictions.rows)
@@ -172,6 +198,8 @@ def table(
             counts = clinical_counts(hypotheses[study], studies[study])
             numbers |= {f"{name}/{key}": value for key, value in counts.items()}
         numbers |= grounding_counts(row, masks.get(study, {}), source[study].present)
+        if flips and study in flips:
+            numbers |= {"pairs/count": 1.0, "pairs/flipped": float(flips[study])}
         for key, value in numbers.items():
             values[i, index[key]] = value
     return values

@@ -16,7 +16,15 @@ HEADLINE = frozenset(
     [
         *("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "truth_abnormal_recall"),
         *("truth_side_accuracy", "report_f1_micro", "report_f1_macro", "report_hallucination", "report_omission"),
-        *("similarity", "grounding_ratio", "grounding_shuffled", "report_bleu_1", "report_bleu_4", "report_rouge_l"),
+        *(
+            "similarity",
+            "grounding_ratio",
+            "grounding_shuffled",
+            "flip_rate",
+            "report_bleu_1",
+            "report_bleu_4",
+            "report_rouge_l",
+        ),
         *("report_gleu", "length", "truncated"),
     ]
 )

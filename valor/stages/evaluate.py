@@ -44,18 +44,23 @@ def evaluate(
             part of them only.
         DataError: the predictions hold no study.
     """
-    found = inputs.read_predictions(predictions, dataset_digest=artifacts.read_stamp(dataset)["digest"])
+    every = inputs.read_predictions(predictions, dataset_digest=artifacts.read_stamp(dataset)["digest"])
+    study_ids = next(iter(every.values())).study_ids
+    truth = inputs.read_truth(evidence, study_ids)
+    pairs = inputs.read_pairs(evidence, study_ids)
+    # A twin is there for its pair alone: its patient would count twice in every other figure.
+    found = {name: one.without({pair.twin for pair in pairs}) for name, one in every.items()}
     first = next(iter(found.values()))
     studies = _studies(dataset, first)
-    truth = inputs.read_truth(evidence, first.study_ids)
     masks = inputs.read_masks(evidence, studies)
     references = {row["study_id"]: scores.read_report(row["reference"]) for row in first.rows}
     expected = scores.expectations(references, truth)
     statements, tables = {}, {}
     for step, (name, one) in enumerate(found.items()):
         progress.report(step, len(found), unit="checkpoints")
-        statements[name] = {row["study_id"]: scores.read_report(row["hypothesis"]) for row in one.rows}
-        tables[name] = scores.table(one, statements[name], expected, masks)
+        statements[name] = {row["study_id"]: scores.read_report(row["hypothesis"]) for row in every[name].rows}
+        flips = {pair.study: scores.flipped(pair, statements[name], truth) for pair in pairs} if truth else {}
+        tables[name] = scores.table(one, statements[name], expected, masks, flips)
     subjects = [row["subject_id"] for row in first.rows]
     metrics = {
         **results.run_facts(found, truth=truth is not None, annotated=len(masks), settings=settings),

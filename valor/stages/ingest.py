@@ -1,7 +1,7 @@
 """Read one shard of the source and write it as the dataset's rows; what cannot be used goes to quarantine.
 
-The output holds `studies.parquet`, `quarantine.parquet`, the shard's `annotations.parquet` and `truth.parquet` (for
-the evidence artifact) and `shard.json`. Memory holds a row group of shrunken images and one full-size image.
+The output holds `studies.parquet`, `quarantine.parquet`, the shard's evidence tables and `shard.json`. Memory holds a
+row group of shrunken images and one full-size image.
 """
 
 from collections import Counter

@@ -38,7 +38,7 @@ def validate_data(
         settings: the recipe's `data` section.
         shards: outputs of `ingest`, in any order.
         dataset: directory to make: Parquet shards, quarantine.parquet, dataset.json.
-        evidence: directory to make: annotations.parquet, truth.parquet.
+        evidence: directory to make: annotations.parquet, truth.parquet, pairs.parquet.
         data_docs: directory to make: index.html, facts, Great Expectations' pages; also on failure.
         context: where the stage runs.
 

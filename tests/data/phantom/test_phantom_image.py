@@ -9,7 +9,7 @@ from valor.data.phantom.anatomy import draw_anatomy
 from valor.data.phantom.disease import DRAWN, SEVERITIES, Finding
 from valor.data.phantom.image import Acquisition, draw_acquisition, render
 from valor.data.phantom.keys import StudyKey
-from valor.recipe import PhantomStudies
+from valor.recipe import PhantomBase, PhantomStudies
 
 KEY = StudyKey("10", "5", "train", 0, subject=7, ordinal=0)
 STILL = Acquisition(gain=1, offset=0, gamma=1, noise=0, rotation_deg=0, zoom=1, shift_x=0, shift_y=0)
@@ -86,9 +86,12 @@ def test_zones_go_down_the_image():
 
 
 @pytest.mark.parametrize("severity", SEVERITIES)
-def test_the_smallest_lesion_still_covers_a_patch_of_a_tiny_model(severity):
-    _, masks = picture(make("Lung Lesion", severity), px=96)
-    assert masks["Lung Lesion"].sum() >= 50  # a disc of 8 pixels; a patch has 144
+def test_the_smallest_lesion_is_one_and_a_half_patches_of_a_tiny_model_across(severity):
+    base = PhantomBase()
+    for subject in range(5):
+        _, masks = picture(make("Lung Lesion", severity), px=base.image_px, subject=subject)
+        rows, columns = np.nonzero(masks["Lung Lesion"])
+        assert min(np.ptp(rows), np.ptp(columns)) + 1 >= 1.5 * base.patch_px
 
 
 def test_pneumothorax_is_dark_and_fluid_bright():

@@ -36,6 +36,7 @@ _ZONE_RATES = {
     "Fracture": (0.2, 0.4, 0.4),
 }
 _SEVERITY_RATES = (0.35, 0.4, 0.25)
+_MIRROR = {"left": "right", "right": "left"}
 _NORMAL_RATE = 0.3
 _PATTERNS: Mapping[str, tuple[float, Mapping[str, float]]] = {
     "heart failure": (
@@ -92,6 +93,38 @@ def draw_findings(rng: np.random.Generator) -> tuple[Finding, ...]:
     present = [name for name in DRAWN if rng.random() < max(chances.get(name, 0.0), _INCIDENTAL_RATE)]
     side = str(rng.choice(["left", "right"]))
     return tuple(_settle([_detail(name, rng, pattern=pattern, side=side) for name in present], rng))
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """What distinguishes a study's counterfactual twin from it: one finding `added`, `removed`, or `moved` across."""
+
+    finding: str
+    kind: str
+
+
+def change_one(findings: Sequence[Finding], rng: np.random.Generator) -> tuple[tuple[Finding, ...], Change]:
+    """Return the findings with one of them changed; devices stay, and no change hides another finding.
+
+    Of the kinds that are possible one is drawn, then one of its changes; a normal study can only gain a finding.
+    """
+    options: dict[str, list[tuple[tuple[Finding, ...], Change]]] = {}
+    present = [f for f in findings if f.finding != "Support Devices"]
+    for finding in present:
+        rest = [f for f in findings if f != finding]
+        options.setdefault("removed", []).append((tuple(rest), Change(finding.finding, "removed")))
+        if finding.side in _MIRROR:
+            moved = [dataclasses.replace(f, side=_MIRROR[f.side]) if f == finding else f for f in findings]
+            options.setdefault("moved", []).append((tuple(moved), Change(finding.finding, "moved")))
+    side = str(rng.choice(["left", "right"]))
+    for name in DRAWN:
+        if name not in {f.finding for f in findings} | {"Support Devices"}:
+            added = sorted([*findings, _detail(name, rng, pattern="", side=side)], key=lambda f: DRAWN.index(f.finding))
+            options.setdefault("added", []).append((tuple(added), Change(name, "added")))
+    possible = {kind: [o for o in found if _settle(list(o[0]), rng) == list(o[0])] for kind, found in options.items()}
+    kinds = [kind for kind, found in possible.items() if found]
+    chosen = possible[kinds[rng.integers(len(kinds))]]
+    return chosen[rng.integers(len(chosen))]
 
 
 def truth_rows(findings: Sequence[Finding]) -> list[dict[str, object]]:

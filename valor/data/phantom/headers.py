@@ -79,7 +79,7 @@ def _series(dataset: Dataset, study: PhantomStudy, *, digital: bool) -> None:
     dataset.SeriesInstanceUID, dataset.SeriesNumber = _uid(f"series {study.key.study_id}"), 1
     dataset.BodyPartExamined, dataset.ViewPosition = "CHEST", study.view
     dataset.Manufacturer = "VALOR"
-    dataset.ManufacturerModelName = "Phantom DX" if digital else "Phantom CR"
+    dataset.ManufacturerModelName = ("Phantom DX" if digital else "Phantom CR") + (" II" if study.second_site else "")
 
 
 def _image(dataset: Dataset, study: PhantomStudy, *, digital: bool, inverted: bool) -> None:

@@ -36,8 +36,19 @@ class Acquisition:
     shift_y: float
 
 
-def draw_acquisition(rng: np.random.Generator) -> Acquisition:
-    """Draw one exposure."""
+def draw_acquisition(rng: np.random.Generator, *, second_site: bool = False) -> Acquisition:
+    """Draw one exposure; the second site's are flatter, darker, noisier and more often askew."""
+    if second_site:
+        return Acquisition(
+            gain=rng.uniform(0.75, 0.9),
+            offset=rng.normal(0.04, 0.02),
+            gamma=rng.uniform(1.15, 1.35),
+            noise=rng.uniform(0.02, 0.035),
+            rotation_deg=float(np.clip(rng.normal(0, 2.0), -4, 4)),
+            zoom=rng.uniform(1.0, 1.05),
+            shift_x=rng.uniform(-0.006, 0.006),
+            shift_y=rng.uniform(-0.006, 0.006),
+        )
     return Acquisition(
         gain=rng.uniform(0.9, 1.1),
         offset=rng.normal(0, 0.02),

@@ -21,7 +21,8 @@ _ID_SPACE = _SEEDS * _SUBJECTS_PER_SEED
 _SCRAMBLE = 7_340_871_905_347
 """Prime to 10, so multiplication is a bijection on decimal ids and their order tells nothing of the split."""
 _SECOND_STUDY_RATE = 0.15
-_MAX_STUDIES = 2
+_MAX_STUDIES = 4
+"""Two of a subject, and the twin of each."""
 
 
 class Stream(enum.IntEnum):
@@ -37,6 +38,8 @@ class Stream(enum.IntEnum):
     MARKINGS = 7
     DEVICE = 8
     INDICATION = 9
+    SITE = 10
+    TWIN = 11
     FINDING = 100
     """Plus the finding's index in `vocabulary.FINDINGS`: adding one finding moves no other."""
 
@@ -52,6 +55,8 @@ class StudyKey:
         index: position in the plan.
         subject: the subject's number within the seed.
         ordinal: 0 for the subject's first study, 1 for the second.
+        twin_of: the study_id of which this is the counterfactual twin, drawn from the same streams with one finding
+            changed; "" where it is none.
     """
 
     subject_id: str
@@ -60,6 +65,7 @@ class StudyKey:
     index: int
     subject: int
     ordinal: int
+    twin_of: str = ""
 
     @property
     def dicom_id(self) -> str:
@@ -69,7 +75,7 @@ class StudyKey:
 
 
 def plan(settings: PhantomStudies) -> list[StudyKey]:
-    """Return the studies that `settings` asks for: train, then val, then test; subjects disjoint by split.
+    """Return the studies that `settings` asks for: train, val, test, then twins; subjects disjoint by split.
 
     Raises:
         UserError: the seed or a count leaves the space of ids.
@@ -79,7 +85,7 @@ def plan(settings: PhantomStudies) -> list[StudyKey]:
     keys: list[StudyKey] = []
     for split, first in _FIRST_SUBJECT.items():
         keys += _split_keys(settings.seed, split, first, getattr(settings, split), start=len(keys))
-    return keys
+    return keys + _twin_keys(settings, keys)
 
 
 def generator(seed: int, subject: int, ordinal: int, stream: int) -> np.random.Generator:
@@ -102,7 +108,28 @@ def _split_keys(seed: int, split: str, first: int, count: int, *, start: int) ->
     return keys
 
 
+def _twin_keys(settings: PhantomStudies, keys: list[StudyKey]) -> list[StudyKey]:
+    """Return the twins of the first test studies."""
+    originals = [key for key in keys if key.split == "test"]
+    if settings.pairs > len(originals):
+        raise UserError(f"data.phantom.pairs is {settings.pairs}, expected at most test, {settings.test} studies")
+    return [
+        dataclasses.replace(
+            key,
+            study_id=_study_id(settings.seed, key.subject, key.ordinal + _MAX_STUDIES // 2),
+            index=len(keys) + i,
+            twin_of=key.study_id,
+        )
+        for i, key in enumerate(originals[: settings.pairs])
+    ]
+
+
 def _key(seed: int, split: str, subject: int, ordinal: int, *, index: int) -> StudyKey:
     number = (seed * _SUBJECTS_PER_SEED + subject) * _SCRAMBLE % _ID_SPACE
-    study = ((seed * _SUBJECTS_PER_SEED + subject) * _MAX_STUDIES + ordinal) * _SCRAMBLE % (_ID_SPACE * _MAX_STUDIES)
-    return StudyKey(f"10{number:013d}", f"5{study:015d}", split, index, subject, ordinal)
+    return StudyKey(f"10{number:013d}", _study_id(seed, subject, ordinal), split, index, subject, ordinal)
+
+
+def _study_id(seed: int, subject: int, member: int) -> str:
+    """Return the id of a subject's study, `member` below `_MAX_STUDIES`."""
+    number = ((seed * _SUBJECTS_PER_SEED + subject) * _MAX_STUDIES + member) * _SCRAMBLE
+    return f"5{number % (_ID_SPACE * _MAX_STUDIES):015d}"

@@ -41,6 +41,7 @@ _TRUTH = pa.schema(
 _ANNOTATIONS = pa.schema(
     [(name, _TEXT) for name in ("study_id", "dicom_id", "finding", "side", "zone", "severity", "shape", "mask")]
 )
+_PAIRS = pa.schema([(name, _TEXT) for name in ("study_id", "twin_of", "finding", "change")])
 
 
 def write(studies: Iterable[PhantomStudy], *, root: Path, annotations_root: Path, settings: PhantomStudies) -> None:
@@ -48,12 +49,13 @@ def write(studies: Iterable[PhantomStudy], *, root: Path, annotations_root: Path
 
     Args:
         root: gets `files/p10/pSUBJECT/sSTUDY/DICOM.dcm`, `files/p10/pSUBJECT/sSTUDY.txt` and the four csv lists.
-        annotations_root: gets truth.parquet (with `implied` beside the contract's columns) and annotations.parquet
-            (`shape` as in `masks.format_shape`, `mask` as in `masks.encode`).
+        annotations_root: gets truth.parquet (with `implied` beside the contract's columns), annotations.parquet
+            (`shape` as in `masks.format_shape`, `mask` as in `masks.encode`) and pairs.parquet (a row per twin).
     """
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in _TABLES}
     truth: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
     for study in studies:
         row = _write_study(study, root=root, seed=settings.seed)
         for rows in lists.values():
@@ -61,6 +63,9 @@ def write(studies: Iterable[PhantomStudy], *, root: Path, annotations_root: Path
         lists["cxr-study-list.csv"][-1] = {**row, "path": row["report_path"]}
         truth += [{"study_id": study.key.study_id, **finding} for finding in truth_rows(study.truth)]
         annotations += _annotations(study)
+        if study.change:
+            change = {"finding": study.change.finding, "change": study.change.kind}
+            pairs.append({"study_id": study.key.study_id, "twin_of": study.key.twin_of, **change})
     root.mkdir(parents=True, exist_ok=True)
     for name, columns in _TABLES.items():
         with (root / name).open("w", encoding="utf-8", newline="") as file:
@@ -68,10 +73,11 @@ def write(studies: Iterable[PhantomStudy], *, root: Path, annotations_root: Path
             table.writeheader()
             table.writerows(lists[name])
     annotations_root.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(truth, _TRUTH), annotations_root / "truth.parquet", compression="zstd")
-    pq.write_table(
-        pa.Table.from_pylist(annotations, _ANNOTATIONS), annotations_root / "annotations.parquet", compression="zstd"
-    )
+    for name, rows, schema in (
+        ("truth", truth, _TRUTH), ("annotations", annotations, _ANNOTATIONS), ("pairs", pairs, _PAIRS)
+    ):  # fmt: skip
+        table = pa.Table.from_pylist(rows, schema)
+        pq.write_table(table, annotations_root / f"{name}.parquet", compression="zstd")
 
 
 def report_file(study: PhantomStudy, *, seed: int) -> str:

@@ -1,4 +1,4 @@
-"""How each finding alters a chest. Lengths are in units of the image: 0.125 is one patch of a 12-pixel ViT at 96.
+"""How each finding alters a chest. Lengths are in units of the image: 1/6 is one patch of a 16-pixel ViT at 96.
 
 `shape` functions run before the canvas is built (they move diaphragm, heart, ribs); `paint` functions after it.
 Every function draws from the finding's own random stream and records where the finding is in `canvas.masks`.
@@ -111,13 +111,14 @@ def _atelectasis(canvas: Canvas, finding: Finding, level: int, rng: np.random.Ge
 
 
 def _lesion(canvas: Canvas, finding: Finding, level: int, rng: np.random.Generator) -> Field:
-    radius = (0.062, 0.080, 0.105)[level] * rng.uniform(0.95, 1.1)
+    # At least 1.5 patches of the tiny models across: what is smaller than a patch, no tiny tower learns.
+    radius = (0.132, 0.142, 0.155)[level] * rng.uniform(1.0, 1.06)
     x, y = _lung_point(canvas, _sides(finding)[0], finding, rng)
     distance = np.sqrt((canvas.x - np.float32(x)) ** 2 + (canvas.y - np.float32(y)) ** 2)
     spicule = 1 + 0.06 * canvas.noise(rng, 20) * (level > 0)
     ball = ramp(np.float32(radius) * spicule - distance, 0.018)
     # It takes the place of air, so it stands out less where it lies before heart or diaphragm.
-    canvas.haze += np.float32((0.36, 0.38, 0.40)[level]) * ball * (0.2 + 0.8 * canvas.air)
+    canvas.haze += np.float32((0.24, 0.30, 0.38)[level]) * ball * (0.2 + 0.8 * canvas.air)
     return ball
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from valor.data.phantom.anatomy import draw_anatomy
-from valor.data.phantom.disease import Finding, draw_findings
+from valor.data.phantom.disease import Change, Finding, change_one, draw_findings
 from valor.data.phantom.image import draw_acquisition, render, to_display, to_stored
 from valor.data.phantom.keys import Stream, StudyKey, generator, plan
 from valor.data.phantom.report import write_report
@@ -30,6 +30,8 @@ class PhantomStudy:
         view: `PA` or `AP`.
         sex: `M` or `F`.
         age: years at this study.
+        second_site: whether it comes from the second site.
+        change: what distinguishes a twin from its original; None for all other studies.
     """
 
     key: StudyKey
@@ -41,18 +43,15 @@ class PhantomStudy:
     view: str
     sex: str
     age: int
+    second_site: bool
+    change: Change | None
 
 
-def draw(key: StudyKey, settings: PhantomStudies, *, held_out_wording: bool = False) -> PhantomStudy:
-    """Draw one study of a plan; the same in any order and process.
-
-    Args:
-        key: a member of `plan(settings)`.
-        held_out_wording: write the report in the wordings that no training report uses.
-    """
-    truth = _truth(key, settings)
+def draw(key: StudyKey, settings: PhantomStudies) -> PhantomStudy:
+    """Draw one study of a plan, a member of `plan(settings)`; the same in any order and process."""
+    truth, change = _truth(key, settings)
     brightness, masks = _image(key, settings, truth, settings.image_px)
-    findings, impression = _report(key, settings, truth, held_out_wording=held_out_wording)
+    findings, impression = _report(key, settings, truth)
     subject = generator(settings.seed, key.subject, 0, Stream.HEADER)
     sex, age = str(subject.choice(["M", "F"])), int(subject.integers(25, 88)) + key.ordinal
     bedside = any(f.kind in ("endotracheal tube", "nasogastric tube", "chest tube") for f in truth)
@@ -66,6 +65,8 @@ def draw(key: StudyKey, settings: PhantomStudies, *, held_out_wording: bool = Fa
         view="AP" if bedside else "PA",
         sex=sex,
         age=age,
+        second_site=_second_site(key, settings),
+        change=change,
     )
 
 
@@ -76,26 +77,33 @@ def samples(settings: PhantomStudies, split: str) -> Iterator[tuple[NDArray[np.u
     """
     for key in plan(settings):
         if key.split == split:
-            truth = _truth(key, settings)
+            truth, _ = _truth(key, settings)
             brightness, _ = _image(key, settings, truth, settings.image_px)
-            findings, impression = _report(key, settings, truth, held_out_wording=False)
+            findings, impression = _report(key, settings, truth)
             yield to_display(to_stored(brightness)), findings, impression
 
 
-def _truth(key: StudyKey, settings: PhantomStudies) -> tuple[Finding, ...]:
-    return draw_findings(generator(settings.seed, key.subject, key.ordinal, Stream.TRUTH))
+def _truth(key: StudyKey, settings: PhantomStudies) -> tuple[tuple[Finding, ...], Change | None]:
+    findings = draw_findings(generator(settings.seed, key.subject, key.ordinal, Stream.TRUTH))
+    if not key.twin_of:
+        return findings, None
+    return change_one(findings, generator(settings.seed, key.subject, key.ordinal, Stream.TWIN))
+
+
+def _second_site(key: StudyKey, settings: PhantomStudies) -> bool:
+    rng = generator(settings.seed, key.subject, key.ordinal, Stream.SITE)
+    return key.split == "test" and bool(rng.random() < settings.second_site)
 
 
 def _image(
     key: StudyKey, settings: PhantomStudies, truth: tuple[Finding, ...], image_px: int
 ) -> tuple[NDArray[np.float32], dict[str, NDArray[np.bool_]]]:
     anatomy = draw_anatomy(generator(settings.seed, key.subject, 0, Stream.ANATOMY))
-    acquisition = draw_acquisition(generator(settings.seed, key.subject, key.ordinal, Stream.POSE))
+    rng = generator(settings.seed, key.subject, key.ordinal, Stream.POSE)
+    acquisition = draw_acquisition(rng, second_site=_second_site(key, settings))
     return render(anatomy, truth, acquisition, key=key, seed=settings.seed, image_px=image_px)
 
 
-def _report(
-    key: StudyKey, settings: PhantomStudies, truth: tuple[Finding, ...], *, held_out_wording: bool
-) -> tuple[str, str]:
+def _report(key: StudyKey, settings: PhantomStudies, truth: tuple[Finding, ...]) -> tuple[str, str]:
     rng = generator(settings.seed, key.subject, key.ordinal, Stream.REPORT)
-    return write_report(truth, settings.noise, rng, held_out_wording=held_out_wording)
+    return write_report(truth, settings.noise, rng, held_out_wording=_second_site(key, settings))

@@ -13,9 +13,10 @@ def fetch_models(
     models_digest: str,
     base: dsl.Output[dsl.Model],
     expert: dsl.Output[dsl.Model],
+    judge: dsl.Output[dsl.Model],
     metrics: dsl.Output[dsl.Metrics],
 ):
-    """Resolve the base model and the expert."""
+    """Resolve the base model, the expert and the judge."""
     from components.entry import run_stage
 
     run_stage(
@@ -24,6 +25,6 @@ def fetch_models(
         run=run,
         settings=settings,
         metrics=metrics,
-        outputs={"base": base, "expert": expert},
+        outputs={"base": base, "expert": expert, "judge": judge},
         values={"models_digest": models_digest},
     )

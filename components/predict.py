@@ -12,7 +12,7 @@ def predict(
     settings: str,
     name: str,
     dataset: dsl.Input[dsl.Dataset],
-    expert: dsl.Input[dsl.Model],
+    judge: dsl.Input[dsl.Model],
     checkpoint: dsl.Input[dsl.Model],
     predictions: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
@@ -26,7 +26,7 @@ def predict(
         run=run,
         settings=settings,
         metrics=metrics,
-        inputs={"dataset": dataset, "expert": expert, "checkpoint": checkpoint},
+        inputs={"dataset": dataset, "judge": judge, "checkpoint": checkpoint},
         outputs={"predictions": predictions},
         values={"name": name},
     )
@@ -40,7 +40,7 @@ def predict_champion(
     checkpoint_uri: str,
     checkpoint_digest: str,
     dataset: dsl.Input[dsl.Dataset],
-    expert: dsl.Input[dsl.Model],
+    judge: dsl.Input[dsl.Model],
     predictions: dsl.Output[dsl.Artifact],
     metrics: dsl.Output[dsl.Metrics],
 ):
@@ -53,7 +53,7 @@ def predict_champion(
         run=run,
         settings=settings,
         metrics=metrics,
-        inputs={"dataset": dataset, "expert": expert},
+        inputs={"dataset": dataset, "judge": judge},
         outputs={"predictions": predictions},
         values={"name": "champion", "checkpoint_uri": checkpoint_uri, "checkpoint_digest": checkpoint_digest},
     )

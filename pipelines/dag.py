@@ -109,7 +109,7 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
             )
             if serial:
                 fetched.after(valid)
-            expert = fetched.outputs["expert"]
+            expert, judge = fetched.outputs["expert"], fetched.outputs["judge"]
 
             # Training: supervised, then text rewards, then the expert's similarity.
             tuned = step(
@@ -134,7 +134,7 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
             checkpoints = {"sft": tuned, "text": text, "vision": vision}
 
             # Reports of every checkpoint, and of the version that is in use.
-            common = {"run": RUN, "settings": predict_settings, "dataset": dataset, "expert": expert}
+            common = {"run": RUN, "settings": predict_settings, "dataset": dataset, "judge": judge}
             predicted = {
                 f"predictions_{name}": step(
                     "predict",
@@ -189,6 +189,7 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
                     data_docs=valid.outputs["data_docs"],
                     base=fetched.outputs["base"],
                     expert=expert,
+                    judge=judge,
                     sft=tuned,
                     grpo_text=text,
                     grpo_vision=vision,

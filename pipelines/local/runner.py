@@ -114,7 +114,7 @@ def _environment(recipe: Recipe, *, place: Path, run_dir: Path) -> dict[str, str
     environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if recipe.publish_text:
         environment.setdefault(VERBOSE_ERRORS, "1")
-    if recipe.models.base == recipe.models.expert == "phantom":
+    if {recipe.models.base, recipe.models.expert, recipe.models.judge} <= {"phantom", ""}:
         # Nothing comes from a model hub: without this, libraries wait for one that may not be reachable.
         environment.setdefault("HF_HUB_OFFLINE", "1")
     return environment

@@ -44,9 +44,9 @@ POD_INPUTS = {
     "predict-vision": {
         "dataset": ("validate_data", "dataset"),
         "checkpoint": ("grpo_vision", "checkpoint"),
-        "expert": ("fetch_models", "expert"),
+        "judge": ("fetch_models", "judge"),
     },
-    "predict-champion": {"dataset": ("validate_data", "dataset"), "expert": ("fetch_models", "expert")},
+    "predict-champion": {"dataset": ("validate_data", "dataset"), "judge": ("fetch_models", "judge")},
     "evaluate": {
         "dataset": ("validate_data", "dataset"),
         "evidence": ("validate_data", "evidence"),

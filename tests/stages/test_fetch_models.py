@@ -42,7 +42,7 @@ def outside(tmp_path):
 
 
 def _fetch(settings, tmp_path, name="out"):
-    paths = {kind: tmp_path / name / kind for kind in ("base", "expert")}
+    paths = {kind: tmp_path / name / kind for kind in ("base", "expert", "judge")}
     result = fetch_models(settings, **paths, models_digest="", context=Context(work_root=str(tmp_path / "work")))
     return paths, result
 
@@ -54,6 +54,8 @@ def test_models_from_outside_become_verified_checkpoints(outside, tmp_path):
     assert Expert.load(paths["expert"]).gate == {"measured": False}
     assert not result.metrics
     assert artifacts.load_checkpoint_info(paths["expert"])["origin"] == outside["expert"]
+    # Without a judge the expert scores its own pupil.
+    assert artifacts.digest_dir(paths["judge"]) == artifacts.digest_dir(paths["expert"])
 
 
 def test_the_prompt_is_in_the_bases_digest_and_in_no_other(outside, tmp_path):
@@ -142,6 +144,8 @@ def test_phantom_models_are_trained_once_and_kept(tmp_path, monkeypatch):
     settings = ModelSettings(
         phantom_base=PhantomBase(**SMALL, subjects=24, tower_steps=2, language_steps=2),
         phantom_expert=PhantomExpert(**SMALL, subjects=24, steps=4, held_out_subjects=60),
+        judge="phantom",
+        phantom_judge=PhantomExpert(**SMALL, seed=9001, subjects=16, steps=2, held_out_subjects=20),
     )
     monkeypatch.setenv("VALOR_RUN_DIR", str(tmp_path))
     paths, result = _fetch(settings, tmp_path)
@@ -151,6 +155,8 @@ def test_phantom_models_are_trained_once_and_kept(tmp_path, monkeypatch):
     gate = Expert.load(paths["expert"]).gate
     assert gate["measured"]
     assert gate["studies"] == 60
+    assert Expert.load(paths["judge"]).gate["studies"] == 20
+    assert artifacts.digest_dir(paths["judge"]) != artifacts.digest_dir(paths["expert"])
     assert result.metrics["expert_masked_findings"] == len(gate["masked"])
     trained = [json.loads(line)["unit"] for line in (tmp_path / "events.jsonl").read_text().splitlines()]
     assert trained

@@ -23,7 +23,7 @@ SETTINGS = PredictSettings(batch_size=2, max_new_tokens=24)
 def run(path: Path, *, work: Path, settings: PredictSettings = SETTINGS, **given):
     context = Context(work_root=str(work))
     result = predict(
-        settings, dataset=world().dataset, expert=world().expert, predictions=path, context=context, **given
+        settings, dataset=world().dataset, judge=world().expert, predictions=path, context=context, **given
     )
     return dict(result.metrics), pq.read_table(path / TABLE).to_pylist(), artifacts.read_json(path / INFO)
 

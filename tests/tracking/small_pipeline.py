@@ -18,7 +18,7 @@ OUTPUTS = {
     "preflight": (),
     "ingest": ("output",),
     "validate_data": ("dataset", "evidence", "data_docs"),
-    "fetch_models": ("base", "expert"),
+    "fetch_models": ("base", "expert", "judge"),
     "sft": ("checkpoint",),
     "grpo_text": ("checkpoint",),
     "predict": ("predictions",),
@@ -75,7 +75,7 @@ class SmallPipeline:
     def judged(self, made: dict[str, Path], *, verdict: str = "pass", champion: str = "") -> dict[str, Path]:
         """Run predict, evaluate and gate on the checkpoint."""
         predictions = self.task(
-            "predict", "predict-text", dataset=made["dataset"], checkpoint=made["checkpoint"], expert=made["expert"]
+            "predict", "predict-text", dataset=made["dataset"], checkpoint=made["checkpoint"], judge=made["judge"]
         )["predictions"]
         evaluated = self.task(
             "evaluate", dataset=made["dataset"], evidence=made["evidence"], predictions=[predictions]
@@ -102,7 +102,7 @@ def _cheap(stage: str) -> Any:
         }
         for name, path in outputs.items():
             content = f"{stage} {context.task} {name} {settings.model_dump_json()} {sorted(parents.items())}"
-            if name in ("base", "expert", "checkpoint"):
+            if name in ("base", "expert", "judge", "checkpoint"):
                 save_file({"w": np.frombuffer(content.encode(), np.uint8)}, path / "model.safetensors")
                 dataset = artifacts.read_stamp(given["dataset"])["digest"] if "dataset" in given else ""
                 artifacts.write_checkpoint_info(path, stage=stage, parents=parents, dataset_digest=dataset)

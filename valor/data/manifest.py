@@ -9,7 +9,7 @@ import dataclasses
 import enum
 import hashlib
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -182,6 +182,27 @@ def read_studies(dataset: Path, *, split: str) -> list[Study]:
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
     return sorted(iter_studies(shard_paths(dataset), split=split), key=lambda study: study.study_id)
+
+
+def in_share(studies: Iterable[Study], share: tuple[float, float]) -> list[Study]:
+    """Return the studies of the subjects whose hash, in [0, 1), lies from the first bound up to the second."""
+
+    def place(subject_id: str) -> float:
+        return int(hashlib.sha256(f"share:{subject_id}".encode()).hexdigest()[:13], 16) / 16**13
+
+    return [study for study in studies if share[0] <= place(study.subject_id) < share[1]]
+
+
+def other_subjects(subjects: Sequence[str]) -> list[int]:
+    """Return for each study the index of a study of another subject: the first one about half the list further on.
+
+    Where there is one subject only, a study is its own twin and the comparison says nothing.
+    """
+    count = len(subjects)
+    return [
+        next((j for k in range(count) if subjects[j := (i + count // 2 + k) % count] != subjects[i]), i)
+        for i in range(count)
+    ]
 
 
 def study_of(row: dict[str, Any]) -> Study:

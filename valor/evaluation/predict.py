@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from valor import artifacts
 from valor.clinical.labeler import Mention, mentions
-from valor.data.manifest import Study, decode_image
+from valor.data.manifest import Study, decode_image, other_subjects
 from valor.models.loading import square_box
 
 if TYPE_CHECKING:
@@ -71,6 +71,25 @@ def similarities(expert: "Expert", studies: Sequence[Study], reports: Sequence[s
     return list(zip(hypotheses, references, strict=True))
 
 
+def likeliest(
+    expert: "Expert", studies: Sequence[Study], candidates: Sequence[Sequence["Generated"]]
+) -> list["Generated"]:
+    """Return of each study's candidates the one whose statements the expert finds likeliest; cut or empty ones last.
+
+    Raises:
+        UserError: the expert has no measured gate.
+    """
+    from valor.models.statements import Statements
+
+    embeds = expert.embed_images([decode_image(study.images[0].bytes) for study in studies])
+    statements, chosen = Statements.of(expert), []
+    for embed, reports in zip(embeds, candidates, strict=True):
+        scores = statements.log_probability(embed.expand(len(reports), -1), [report.text for report in reports])
+        usable = [bool(report.text) and not report.truncated for report in reports]
+        chosen.append(max(zip(usable, scores, reports, strict=True), key=lambda one: one[:2])[2])
+    return chosen
+
+
 def positive_mentions(reports: Sequence[str]) -> list[list[Mention]]:
     """Return each report's mentions of findings that it asserts."""
     return [[m for m in mentions(r) if m.label == "positive" and m.finding != "No Finding"] for r in reports]
@@ -96,18 +115,6 @@ def attention_rows(
     return [
         [_entry(*parts) for parts in zip(row, maps, twins, strict=True)]
         for row, maps, twins in zip(found, own, shuffled, strict=True)
-    ]
-
-
-def other_subjects(subjects: Sequence[str]) -> list[int]:
-    """Return for each study the index of a study of another subject: the first one about half the list further on.
-
-    Where there is one subject only, a study is its own twin and the comparison says nothing.
-    """
-    count = len(subjects)
-    return [
-        next((j for k in range(count) if subjects[j := (i + count // 2 + k) % count] != subjects[i]), i)
-        for i in range(count)
     ]
 
 

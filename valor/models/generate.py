@@ -1,4 +1,4 @@
-"""Greedy reports of a batch of images: shared by evaluation and serving, so both say the same."""
+"""Reports of a batch of images: shared by evaluation and serving, so both say the same."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -27,6 +27,7 @@ def generate_reports(
     prompt: str,
     max_new_tokens: int,
     batch_size: int,
+    logits_processor: Sequence[Any] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Generated]:
     """Write one greedy report per image.
@@ -38,8 +39,48 @@ def generate_reports(
         prompt: the checkpoint's prompt.
         max_new_tokens: length limit in tokens.
         batch_size: images per forward pass.
+        logits_processor: transformers' hooks into the next token's logits.
         progress: called with (done, total) images.
     """
+    how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "do_sample": False}
+    if logits_processor:
+        how["logits_processor"] = list(logits_processor)
+    return _write(model, processor, images, how, prompt=prompt, batch_size=batch_size, progress=progress)
+
+
+def sample_reports(
+    model: Any,
+    processor: Any,
+    images: Sequence["Image"],
+    *,
+    samples: int,
+    seed: int,
+    prompt: str,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[list[Generated]]:
+    """Sample `samples` reports per image at temperature 1; `batch_size` counts reports, the rest is as above."""
+    import torch
+
+    how = {"max_new_tokens": max_new_tokens, "do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    repeated = [image for image in images for _ in range(samples)]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        flat = _write(model, processor, repeated, how, prompt=prompt, batch_size=batch_size, progress=progress)
+    return [flat[i : i + samples] for i in range(0, len(flat), samples)]
+
+
+def _write(
+    model: Any,
+    processor: Any,
+    images: Sequence["Image"],
+    how: dict[str, Any],
+    *,
+    prompt: str,
+    batch_size: int,
+    progress: Callable[[int, int], None] | None,
+) -> list[Generated]:
     import torch
 
     text = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
@@ -50,7 +91,7 @@ def generate_reports(
             batch = list(images[start : start + batch_size])
             inputs = processor(text=[text] * len(batch), images=batch, return_tensors="pt", padding=True)
             inputs = inputs.to(model.device, dtype=model.dtype)
-            output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+            output = model.generate(**inputs, **how)
             for row in output[:, inputs["input_ids"].shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in end_ids), None)
                 kept = row if end is None else row[:end]

@@ -1,7 +1,7 @@
-"""Training the phantom's base and expert, each in a process of its own: `python -m valor.models.train JOB`.
+"""Training the phantom's base, expert and judge, each in a process of its own: `python -m valor.models.train JOB`.
 
-The parent (`train_phantoms`) starts both at once, each on one thread: on two cores they take the time of the longer.
-A child writes its checkpoint directory atomically and ends when its parent is gone; SIGTERM to the parent ends both.
+The parent (`train_phantoms`) starts all at once, each on one thread. A child writes its checkpoint directory atomically
+and ends when its parent is gone; SIGTERM to the parent ends all.
 """
 
 import contextlib
@@ -20,10 +20,12 @@ from typing import Any
 
 from valor import artifacts
 from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, ValorError
+from valor.recipe import ModelSettings
 from valor.startup import spare_the_collector
 
 log = logging.getLogger(__name__)
 _POLL_S = 0.2
+_JUDGE_SEED_OFFSET = 1_000_003
 
 
 def train_phantoms(
@@ -32,9 +34,9 @@ def train_phantoms(
     """Train the models of `jobs` concurrently.
 
     Args:
-        jobs: kind (`base`, `expert`) to (the models section of the recipe as a dict, checkpoint directory to make).
+        jobs: kind (`base`, `expert`, `judge`) to (the recipe's models section as a dict, directory to make).
         work: an existing directory for the job files; none of them stays.
-        done: called with the kind as soon as its directory is complete, so that it outlives a kill of the other.
+        done: called with the kind as soon as its directory is complete, so that it outlives a kill of the others.
 
     Raises:
         ValorError: what the first child that failed raised.
@@ -135,11 +137,9 @@ def main(job_path: Path) -> int:
 def _train(job: Mapping[str, Any], check: Callable[[], None]) -> None:
     import torch
 
-    from valor.recipe import ModelSettings
-
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     torch.set_num_threads(1)
-    settings = ModelSettings.model_validate(job["settings"])
+    settings = settings_of(job["kind"], ModelSettings.model_validate(job["settings"]))
     if job["kind"] == "base":
         from valor.models.train_base import train_base
 
@@ -148,6 +148,15 @@ def _train(job: Mapping[str, Any], check: Callable[[], None]) -> None:
         from valor.models.train_expert import train_expert
 
         train_expert(settings, path=Path(job["path"]), leads=job["leads"], check=check)
+
+
+def settings_of(kind: str, settings: ModelSettings) -> ModelSettings:
+    """Return the settings to train a model by: a judge is an expert of its own subjects, from another seed."""
+    if kind != "judge":
+        return settings
+    return settings.model_copy(
+        update={"phantom_expert": settings.phantom_judge, "seed": settings.seed + _JUDGE_SEED_OFFSET}
+    )
 
 
 def stop_when_orphaned(parent: int) -> Callable[[], None]:

@@ -16,6 +16,13 @@ def _sum_to_one(fractions: tuple[float, float, float]) -> tuple[float, float, fl
     return fractions
 
 
+def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
+    if not bounds[0] < bounds[1]:
+        raise ValueError(f"the bounds are {bounds[0]:g} and {bounds[1]:g}, expected the first below the second")
+    return bounds
+
+
+Share = Annotated[tuple[Fraction, Fraction], pydantic.AfterValidator(_rising)]
 SplitFractions = Annotated[tuple[Fraction, Fraction, Fraction], pydantic.AfterValidator(_sum_to_one)]
 
 
@@ -126,15 +133,19 @@ class ExpertGate(Section):
 
 
 class ModelSettings(Section):
-    """Base and expert: a hub id, a local directory, gs:// or `phantom`."""
+    """Base, expert and judge: a hub id, a local directory, gs:// or `phantom`."""
 
     base: str = "phantom"
     base_revision: str = ""
     expert: str = "phantom"
     expert_revision: str = ""
+    judge: str = ""
+    """A dual encoder that scores similarity in evaluation alone; "" takes the expert, whose score is circular."""
+    judge_revision: str = ""
     prompt: str = "Describe the findings and impression."
     phantom_base: PhantomBase = PhantomBase()
     phantom_expert: PhantomExpert = PhantomExpert()
+    phantom_judge: PhantomExpert = PhantomExpert(subjects=800, seed=9001, steps=320, held_out_subjects=150)
     expert_gate: ExpertGate = ExpertGate()
     seed: int = 0
 
@@ -146,6 +157,8 @@ class TrainStage(Section):
     """Fields of TRL's config class, verbatim."""
     studies: Count = 0
     """How many training studies to use; 0 means all."""
+    share: Share = (0.0, 1.0)
+    """Which training subjects to use, of all of them in the order of a hash: from the first bound up to the second."""
     max_new_tokens: Positive = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
     seed: int = 0
@@ -179,18 +192,26 @@ class GrpoVisionSettings(TrainStage):
 
     similarity: Literal["paper", "statements"] = "statements"
     """`paper`: image-report similarity; `statements`: VALOR's closed variant (docs/rewards.md)."""
+    advantages: Literal["rank", "group"] = "rank"
+    """`group` centres and scales by the group's deviation, as plain GRPO does (an ablation)."""
     tolerance: float = pydantic.Field(0.02, ge=0)
     """Rewards closer than this share a rank."""
+    expert_image: Literal["own", "other"] = "own"
+    """`other`: the expert sees another patient's image, so its score says nothing of this one (an ablation)."""
 
 
 class PredictSettings(Section):
-    """Greedy reports of one checkpoint on the test split."""
+    """Reports of one checkpoint on one split, greedy unless `best_of` samples several."""
 
-    split: Literal["val", "test"] = "test"
+    split: Literal["train", "val", "test"] = "test"
+    share: Share = (0.0, 1.0)
+    """Which of the split's subjects, as in training."""
     batch_size: Positive = 64
     max_new_tokens: Positive = 128
     max_studies: Count = 0
     """How many studies to read; 0 means all."""
+    best_of: Positive = 1
+    """Reports sampled per study, of which the one that the expert finds likeliest is kept; 1 writes one, greedily."""
     attention_maps: bool = True
     seed: int = 0
 

@@ -1,10 +1,11 @@
-"""Fetch models: the base and the expert as verified checkpoint directories, from a place or trained on the phantom.
+"""Fetch models: base, expert and judge as verified checkpoint directories, from a place or trained on the phantom.
 
 A model that is trained here is kept in `work_root/models/<digest of settings and code>`, each on its own, so neither
 a killed task nor a lost pipeline cache trains it twice.
 """
 
 import logging
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from valor.models import expert_gate
 from valor.models.expert import GATE_FILE, require_dual_encoder
 from valor.models.loading import write_prompt
 from valor.models.resolve import resolve
+from valor.models.train import settings_of, train_phantoms
 from valor.recipe import ModelSettings, PhantomStudies
 from valor.stages import StageResult
 
@@ -27,28 +29,33 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "scipy",
 
 
 def fetch_models(
-    settings: ModelSettings, *, base: Path, expert: Path, models_digest: str, context: Context
+    settings: ModelSettings, *, base: Path, expert: Path, judge: Path, models_digest: str, context: Context
 ) -> StageResult:
-    """Write the checkpoints `base` and `expert`.
+    """Write the checkpoints `base`, `expert` and `judge`.
 
     Args:
         settings: the recipe's `models` section.
         base: the directory to make for the vision-language model; its `prompt.json` holds the prompt.
         expert: the directory to make for the dual encoder and its `expert_gate.json`.
+        judge: the directory to make for the dual encoder that scores similarity; without one, a copy of the expert.
         models_digest: what preflight saw at their places; it makes other weights at the same address new work.
         context: `work_root` keeps phantom models between runs.
 
     Raises:
-        UserError: no such model, a hub id without a commit hash, or an expert that is no dual encoder.
+        UserError: no such model, a hub id without a commit hash, or an expert or judge that is no dual encoder.
         IntegrityError: weights do not match their recorded sha256.
         ServiceError: the hub or the store cannot be reached.
     """
+    paths = {"base": base, "expert": expert, "judge": judge}
     # Before training: a wrong place for one model should not cost the other's minutes.
-    if settings.expert != "phantom":
-        _outside("expert", settings, expert)
-    if settings.base != "phantom":
-        _outside("base", settings, base)
-    _phantoms(settings, {"base": base, "expert": expert}, context)
+    for kind in ("judge", "expert", "base"):
+        if getattr(settings, kind) not in ("", "phantom"):
+            _outside(kind, settings, paths[kind])
+    _phantoms(settings, paths, context)
+    if not settings.judge:
+        log.info("models.judge is not set: the expert scores its own pupil, so similarity is circular")
+        with artifacts.atomic_dir(judge) as partial:
+            shutil.copytree(expert, partial, dirs_exist_ok=True)
     values = {}
     gate_path = expert / GATE_FILE
     if gate_path.exists():
@@ -62,6 +69,8 @@ def fetch_models(
 
 def phantom_key(kind: str, settings: ModelSettings) -> str:
     """Return the digest that a trained phantom model is kept under: its settings, the seed, the code, the libraries."""
+    settings = settings_of(kind, settings)
+    kind = "base" if kind == "base" else "expert"
     own = {f"phantom_{kind}": getattr(settings, f"phantom_{kind}").model_dump(), "seed": settings.seed}
     own |= {"prompt": settings.prompt} if kind == "base" else {"gate": settings.expert_gate.model_dump()}
     # The reports' noise is the default of phantom studies, no setting of the model.
@@ -70,8 +79,7 @@ def phantom_key(kind: str, settings: ModelSettings) -> str:
 
 
 def _phantoms(settings: ModelSettings, paths: dict[str, Path], context: Context) -> None:
-    """Copy the phantom models from the store; train those that it lacks, both at once."""
-    from valor.models.train import train_phantoms
+    """Copy the phantom models from the store; train those that it lacks, all at once."""
 
     wanted = [kind for kind in paths if getattr(settings, kind) == "phantom"]
     uris = {kind: storage.join(context.work_root, "models", phantom_key(kind, settings)) for kind in wanted}
@@ -93,7 +101,7 @@ def _outside(kind: str, settings: ModelSettings, path: Path) -> None:
     with artifacts.atomic_dir(path) as partial:
         origin = resolve(source, revision=revision, setting=f"models.{kind}", path=partial)
         try:
-            require_dual_encoder(partial) if kind == "expert" else _require_image_text(partial)
+            _require_image_text(partial) if kind == "base" else require_dual_encoder(partial)
         except UserError as error:
             raise UserError(str(error).replace(str(partial), f"models.{kind} {source!r}")) from None
         parents: dict[str, str] = {}

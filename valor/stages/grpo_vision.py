@@ -16,6 +16,7 @@ def grpo_vision(
     settings: GrpoVisionSettings, *, dataset: Path, parent: Path, expert: Path, checkpoint: Path, context: Context
 ) -> StageResult:
     """Align the projector of `parent` with the expert's similarity and write `checkpoint`."""
+    from valor.data.manifest import other_subjects
     from valor.models.expert import Expert
     from valor.rewards.expert import expert_reward
     from valor.training.arguments import VISION_DEFAULTS, check_enough_prompts, grpo_arguments
@@ -23,21 +24,25 @@ def grpo_vision(
     from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:
-        from valor.training.trainers import RankGRPOTrainer
+        from valor.training.trainers import RankGRPOTrainer, ReportGRPOTrainer
 
         judge = Expert.load(expert)
         reward = expert_reward(judge, similarity=settings.similarity, eos_token_ids=end_tokens(policy.model))
         args = grpo_arguments(settings, output_dir=policy.output_dir, defaults=VISION_DEFAULTS, reward_weights=[1.0])
         check_enough_prompts(args, studies=len(policy.studies))
-        rows = grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=judge.embed_images)
-        return RankGRPOTrainer(
-            model=policy.model,
-            reward_funcs=[reward],
-            args=args,
-            train_dataset=rows,
-            processing_class=policy.processor,
-            tolerance=settings.tolerance,
-        )
+        others = settings.expert_image == "other"
+        seen = other_subjects([study.subject_id for study in policy.studies]) if others else ()
+        rows = grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=judge.embed_images, seen=seen)
+        parts: dict[str, Any] = {
+            "model": policy.model,
+            "reward_funcs": [reward],
+            "args": args,
+            "train_dataset": rows,
+            "processing_class": policy.processor,
+        }
+        if settings.advantages == "group":
+            return ReportGRPOTrainer(**parts)
+        return RankGRPOTrainer(**parts, tolerance=settings.tolerance)
 
     metrics, cleanup = train(
         "grpo_vision",

@@ -36,7 +36,7 @@ def preflight(
         publish_text: "true" where a later stage shows text or images: a compiled pipeline takes another root than the
             one it was checked with.
         model_name: the registered model whose champion the candidate will meet.
-        models: the recipe's `models` section as JSON: where base and expert come from.
+        models: the recipe's `models` section as JSON: where base, expert and judge come from.
         gate: its `gate` section as JSON; the rules must be such that they can be judged.
         context: where the stage runs.
 
@@ -56,10 +56,9 @@ def preflight(
     check_publishing("publish_text", publish_text == "true", root=root, public=public == "true", source="preflight")
     shards, studies = plan_shards(root, annotations_root=annotations_root, settings=settings)
     wanted = parse_section("fetch_models", models)
-    for setting in ("base", "expert"):
-        resolve.check(
-            getattr(wanted, setting), revision=getattr(wanted, f"{setting}_revision"), setting=f"models.{setting}"
-        )
+    for setting in ("base", "expert", "judge"):
+        if place := getattr(wanted, setting):
+            resolve.check(place, revision=getattr(wanted, f"{setting}_revision"), setting=f"models.{setting}")
     annotated = root == "phantom" or bool(annotations_root)
     gate_rules.check(parse_section("gate", gate), gate_rules.metrics_to_come(annotated=annotated))
     champion_uri, champion_digest = champion(model_name)
@@ -70,7 +69,9 @@ def preflight(
         values={
             "source_digest": source_digest,
             "shards": f"[{','.join(shard.to_json() for shard in shards)}]",
-            "models_digest": artifacts.digest_value([_model_identity(place) for place in (wanted.base, wanted.expert)]),
+            "models_digest": artifacts.digest_value(
+                [_model_identity(place) for place in (wanted.base, wanted.expert, wanted.judge) if place]
+            ),
             "champion_uri": champion_uri,
             "champion_digest": champion_digest,
         },

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 DATASET_DIGEST_CHARS = 36
-MODEL_KINDS = frozenset({"base", "expert", "checkpoint"})
+MODEL_KINDS = frozenset({"base", "expert", "judge", "checkpoint"})
 """Kinds of artifact that are weights; the name of a checkpoint among several inputs is its parameter's."""
 _VALUE_CHARS = 2000
 

@@ -60,7 +60,7 @@ class Trace:
         """Return what a version carries of the chain: readable tags per task, and one digest over everything."""
         everything = list(_unique(self.nodes.values()))
         tags = {f"valor.{name}_digest": node.digest for name, node in self.nodes.items()}
-        for kind in ("dataset", "base", "expert"):
+        for kind in ("dataset", "base", "expert", "judge"):
             tags[f"valor.{kind}_digest"] = _joined(node.digest for node in everything if node.kind == kind)
         tags["valor.source_digest"] = _joined(node.source_digest for node in everything)
         for task in sorted({node.task for node in everything if node.task}):

@@ -98,7 +98,7 @@ def train(
         model, processor = load_policy(parent)
         trained = choose_trained(model, projector_only=projector_only)
         memo = TowerMemo.attach(model)
-        studies = training_studies(dataset, studies=settings.studies, seed=settings.seed)
+        studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
         policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
         trainer = _build(build, policy)
         _add_callbacks(trainer, work, told_to_end)

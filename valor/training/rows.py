@@ -10,24 +10,31 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from valor.data.manifest import Study, decode_image, read_studies
+from valor.data.manifest import Study, decode_image, in_share, read_studies
 from valor.errors import UserError
 from valor.models.loading import messages, model_pixels
 
 MEMORY_LIMIT_BYTES = 1 << 30
 
 
-def training_studies(dataset: Path, *, studies: int, seed: int) -> list[Study]:
+def training_studies(dataset: Path, *, studies: int, seed: int, share: tuple[float, float] = (0.0, 1.0)) -> list[Study]:
     """Return the studies to train on: all, or `studies` of them drawn by `seed`, sorted by study_id.
 
+    Args:
+        dataset: the dataset artifact.
+        studies: how many; 0 means all.
+        seed: of the draw.
+        share: only subjects whose hash, in [0, 1), lies from the first bound up to the second.
+
     Raises:
-        UserError: the dataset has no training studies, or fewer than asked for.
+        UserError: there are no training studies, or fewer than asked for.
     """
     import numpy as np
 
-    every = read_studies(dataset, split="train")
+    every = in_share(read_studies(dataset, split="train"), share)
     if not every:
-        raise UserError(f"{dataset}: no study in split 'train'; training needs some")
+        part = "" if share == (0.0, 1.0) else f" with a subject in share {share[0]:g} to {share[1]:g}"
+        raise UserError(f"{dataset}: no study in split 'train'{part}; training needs some")
     if studies > len(every):
         raise UserError(f"{dataset}: has {len(every)} training studies, the recipe asks for studies={studies}")
     if not studies:
@@ -74,7 +81,12 @@ def sft_rows(studies: Sequence[Study], processor: Any, *, prompt: str) -> Any:
 
 
 def grpo_rows(
-    studies: Sequence[Study], processor: Any, *, prompt: str, embed: Callable[[list[Any]], Any] | None = None
+    studies: Sequence[Study],
+    processor: Any,
+    *,
+    prompt: str,
+    embed: Callable[[list[Any]], Any] | None = None,
+    seen: Sequence[int] = (),
 ) -> Any:
     """Return a `datasets.Dataset` of prompt, image, study_id and either `reference` or `image_embed`.
 
@@ -84,6 +96,7 @@ def grpo_rows(
         prompt: the question.
         embed: stage 2's expert, (H, W) uint8 images to (N, D); its rows carry no reference report, so no reward can
             read one. An image is embedded when it is first asked for.
+        seen: whose image the expert sees for each study; () means its own.
     """
     pixels = Pixels(studies, processor)
     embeds: dict[int, list[float]] = {}
@@ -92,9 +105,10 @@ def grpo_rows(
         fields = {"prompt": messages(prompt), "image": pixels.image(i), "study_id": studies[i].study_id}
         if embed is None:
             return {**fields, "reference": studies[i].text}
-        if i not in embeds:
-            embeds[i] = embed([decode_image(studies[i].images[0].bytes)])[0].tolist()
-        return {**fields, "image_embed": embeds[i]}
+        shown = seen[i] if seen else i
+        if shown not in embeds:
+            embeds[shown] = embed([decode_image(studies[shown].images[0].bytes)])[0].tolist()
+        return {**fields, "image_embed": embeds[shown]}
 
     return _dataset(len(studies), row)
 

@@ -95,7 +95,7 @@ def _consolidation(canvas: Canvas, finding: Finding, level: int, rng: np.random.
 
 def _atelectasis(canvas: Canvas, finding: Finding, level: int, rng: np.random.Generator) -> Field:
     a, mask = canvas.anatomy, np.zeros_like(canvas.haze)
-    thick = (0.018, 0.021, 0.025)[level]
+    thick = (0.024, 0.028, 0.032)[level]
     for side in _sides(finding):
         d = canvas.side_distance(side)
         lift = {"lower": 0.05, "mid": 0.22, "upper": 0.40}[finding.zone or "lower"]
@@ -105,7 +105,7 @@ def _atelectasis(canvas: Canvas, finding: Finding, level: int, rng: np.random.Ge
             course = np.float32(center - 0.055 * k) + np.float32(tilt) * (d - np.float32(0.2))
             along = ramp(np.minimum(d - 0.07, a.half_width - 0.03 - d), 0.03)
             band = along * ramp(np.float32(thick * 1.6) - np.abs(canvas.y - course), thick) * canvas.air
-            canvas.haze += np.float32(0.28) * band
+            canvas.haze += np.float32(0.32) * band
             mask = np.maximum(mask, band)
     return mask
 
@@ -125,7 +125,7 @@ def _lesion(canvas: Canvas, finding: Finding, level: int, rng: np.random.Generat
 def _pneumothorax(canvas: Canvas, finding: Finding, level: int, rng: np.random.Generator) -> Field:
     side, a = _sides(finding)[0], canvas.anatomy
     d, wall = canvas.side_distance(side), canvas.chest_wall()
-    gap = (0.05, 0.09, 0.15)[level] * rng.uniform(0.92, 1.1)
+    gap = (0.06, 0.095, 0.15)[level] * rng.uniform(0.92, 1.1)
     # Air rises: the gap is widest at the apex and thins towards the base unless the pneumothorax is large.
     profile = gap * np.clip(1.25 - (canvas.y - a.apex) * (1.3, 0.9, 0.45)[level], 0.0, 1.3)
     cap = np.float32(a.apex + gap * 1.2) + 3 * np.clip(d - np.float32(0.09), 0, None) ** 2
@@ -161,8 +161,8 @@ def _break_ribs(canvas: Canvas, finding: Finding, level: int, rng: np.random.Gen
     d = canvas.side_distance(side)
     y = {"upper": 0.27, "mid": 0.44, "lower": 0.60}[finding.zone or "mid"] + rng.uniform(-0.02, 0.02)
     place = _wall_at(canvas, y) * rng.uniform(0.78, 0.88)
-    reach = (0.065, 0.085, 0.11)[level]
-    step = (0.020, 0.028, 0.034)[level]
+    reach = (0.085, 0.10, 0.125)[level]
+    step = (0.022, 0.028, 0.034)[level]
     beyond = ramp(d - np.float32(place), 0.006)
     canvas.rib_shift[side] = np.float32(step) * beyond * np.exp(-(((canvas.y - np.float32(y)) / reach) ** 4))
     canvas.breaks = (side, place, y, reach)
@@ -173,11 +173,11 @@ def _fracture(canvas: Canvas, finding: Finding, level: int, rng: np.random.Gener
     x = canvas.anatomy.midline + SIDE_SIGN[side] * place
     # Overlapping ends are denser than the rib, and blood lifts the pleura off the chest wall beside them.
     along = np.exp(-(((canvas.y - np.float32(y)) / reach) ** 4))
-    ends = along * np.exp(-(((canvas.x - np.float32(x)) / 0.045) ** 2))
-    canvas.bright += np.float32((0.26, 0.32, 0.38)[level]) * ends * np.clip(canvas.ribs(), 0, 1)
+    ends = along * np.exp(-(((canvas.x - np.float32(x)) / 0.055) ** 2))
+    canvas.bright += np.float32((0.34, 0.38, 0.42)[level]) * ends * np.clip(canvas.ribs(), 0, 1)
     inward = canvas.chest_wall() - canvas.side_distance(side)
-    bulge = ramp((0.05, 0.065, 0.08)[level] * along - inward, 0.012) * canvas.lungs[side] * (along > 0.05)
-    canvas.haze += np.float32((0.26, 0.30, 0.34)[level]) * bulge * canvas.air
+    bulge = ramp((0.065, 0.08, 0.095)[level] * along - inward, 0.012) * canvas.lungs[side] * (along > 0.05)
+    canvas.haze += np.float32((0.32, 0.35, 0.38)[level]) * bulge * canvas.air
     return np.maximum(ends > 0.3, bulge).astype(np.float32)
 
 
@@ -212,13 +212,13 @@ def _device(canvas: Canvas, finding: Finding, level: int, rng: np.random.Generat
 
 def _tube(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> Field:
     x, tip = canvas.anatomy.midline + rng.uniform(-0.006, 0.006), rng.uniform(0.27, 0.33)
-    return _lines(canvas, [_curve((x + 0.01, -0.04), (x, 0.12), (x, tip))], 0.017)
+    return _lines(canvas, [_curve((x + 0.01, -0.04), (x, 0.12), (x, tip))], 0.026)
 
 
 def _stomach_tube(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> Field:
     x, end = canvas.anatomy.midline, canvas.anatomy.dome_left + 0.11
     return _lines(
-        canvas, [_curve((x, -0.04), (x + 0.008, 0.3), (x + 0.012, 0.6), (x + 0.06, end), (x + 0.15, end + 0.03))], 0.014
+        canvas, [_curve((x, -0.04), (x + 0.008, 0.3), (x + 0.012, 0.6), (x + 0.06, end), (x + 0.15, end + 0.03))], 0.022
     )
 
 
@@ -228,17 +228,17 @@ def _central_line(canvas: Canvas, finding: Finding, rng: np.random.Generator) ->
     return _lines(
         canvas,
         [_curve((m + s * 0.36, -0.02), (m + s * 0.27, 0.16), (m + s * 0.12, 0.19), (m - 0.045, 0.27), (m - 0.05, tip))],
-        0.012,
+        0.020,
     )
 
 
 def _pacemaker(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> Field:
     m, s = canvas.anatomy.midline, SIDE_SIGN[finding.side or "left"]
     x, y = m + s * rng.uniform(0.25, 0.29), rng.uniform(0.21, 0.25)
-    box = np.minimum(0.050 - np.abs(canvas.x - np.float32(x)), 0.042 - np.abs(canvas.y - np.float32(y)))
+    box = np.minimum(0.060 - np.abs(canvas.x - np.float32(x)), 0.050 - np.abs(canvas.y - np.float32(y)))
     apex = (m + 0.15, canvas.anatomy.dome_left - 0.06)
     lead = _lines(
-        canvas, [_curve((x, y - 0.03), (m + s * 0.12, 0.17), (m - 0.04, 0.26), (m - 0.045, 0.5), apex)], 0.011
+        canvas, [_curve((x, y - 0.03), (m + s * 0.12, 0.17), (m - 0.04, 0.26), (m - 0.045, 0.5), apex)], 0.018
     )
     return np.maximum(lead, ramp(box, 0.012))
 
@@ -250,7 +250,7 @@ def _chest_tube(canvas: Canvas, finding: Finding, rng: np.random.Generator) -> F
     return _lines(
         canvas,
         [_curve((m + s * (w + 0.09), low + 0.05), (m + s * (w - 0.04), low), (m + s * 0.22, 0.4), (m + s * 0.16, 0.2))],
-        0.018,
+        0.028,
     )
 
 

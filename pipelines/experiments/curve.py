@@ -1,0 +1,89 @@
+"""SFT's operating curve: what its reports become when tokens of findings are made likelier or less likely.
+
+A reward that pays for completeness could do no more than slide a model along this curve. So the curve is drawn for the
+supervised checkpoints, by adding `bias` times a token's leaning to the next token's logits: its leaning, in [-1, 1], is
+how much more often the training reports' sentences that assert a finding use it than those that deny one.
+"""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+BIASES = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0)
+TABLES = "tables.npz"
+
+
+def curve(
+    *, checkpoint: Path, dataset: Path, evidence: Path, output: Path, max_new_tokens: int, batch_size: int
+) -> Mapping[str, float]:
+    """Write one study table per bias (`results.study_table`) and the subjects into `output`."""
+    import numpy as np
+    import torch
+    from transformers import LogitsProcessor
+
+    from pipelines.experiments import results
+    from valor.data.manifest import read_studies
+    from valor.models.generate import generate_reports
+    from valor.models.loading import load_policy, model_pixels, prompt_of
+
+    model, processor = load_policy(checkpoint)
+    leaning = torch.tensor(
+        leanings((study.text for study in read_studies(dataset, split="train")), processor.tokenizer, model)
+    )
+    studies = read_studies(dataset, split="test")
+    images = [model_pixels(study, processor) for study in studies]
+
+    class Bias(LogitsProcessor):
+        def __init__(self, bias: float):
+            self.bias = bias
+
+        def __call__(self, input_ids: Any, scores: Any) -> Any:
+            return scores + self.bias * leaning
+
+    tables, points = {}, {}
+    for bias in BIASES:
+        reports = generate_reports(
+            model,
+            processor,
+            images,
+            prompt=prompt_of(checkpoint),
+            max_new_tokens=max_new_tokens,
+            batch_size=batch_size,
+            logits_processor=[Bias(bias)],
+        )
+        hypotheses = {s.study_id: r.text for s, r in zip(studies, reports, strict=True)}
+        subjects, tables[f"{bias:g}"] = results.table_of(studies, hypotheses, evidence=evidence)
+        found = results.values(tables[f"{bias:g}"])
+        points[f"{bias:g}"] = {
+            key: found[f"truth_{key}"] for key in ("f1_micro", "f1_macro", "hallucination", "omission")
+        }
+    output.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(output / TABLES, subjects=np.array(subjects), **tables)
+    (output / "points.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
+    return {f"f1_micro/{bias}": point["f1_micro"] for bias, point in points.items()}
+
+
+def leanings(reports: Iterable[str], tokenizer: Any, model: Any) -> list[float]:
+    """Return per token id how it leans, in [-1, 1]: 1 where only assertions use it, -1 where only denials do."""
+    from valor.clinical.labeler import mentions
+    from valor.models.sentences import sentences
+
+    used: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
+    for report in reports:
+        for sentence in sentences(report):
+            labels = {m.label for m in mentions(sentence)}
+            if labels:
+                used[labels != {"negative"}].update(
+                    set(tokenizer(f" {sentence}", add_special_tokens=False)["input_ids"])
+                )
+    whole = {side: sum(counts.values()) or 1 for side, counts in used.items()}
+    vocabulary = model.get_output_embeddings().weight.shape[0]
+    result = []
+    for token in range(vocabulary):
+        asserted, denied = used[True][token] / whole[True], used[False][token] / whole[False]
+        seen = used[True][token] + used[False][token]
+        result.append(math.tanh(math.log((asserted + 1e-5) / (denied + 1e-5)) / 2) if seen >= 5 else 0.0)
+    return result

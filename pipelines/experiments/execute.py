@@ -1,0 +1,92 @@
+"""What one job does, in a process of its own: a stage of VALOR, or one of the steps that only experiments take."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipelines.experiments.jobs import RECORD, Job
+from valor import artifacts, stages
+from valor.context import Context
+from valor.tracking.runs import code_identity
+
+
+def execute(job: Job, root: Path) -> None:
+    """Run a job and write its record; what it prints goes to `log` in its folder.
+
+    Raises:
+        ValorError: the stage's verdict; the job can be run again.
+    """
+    # The fork server outlives SIGTERM; its forks must not.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    import torch
+
+    torch.set_num_threads(1)
+    folder = job.folder(root)
+    folder.mkdir(parents=True, exist_ok=True)
+    os.environ["VALOR_RUN_DIR"] = str(folder)
+    begun, processor = time.monotonic(), time.process_time()
+    outputs = {name: folder / name for name in job.outputs}
+    inputs = {name: output.path(root) for name, output in job.inputs.items()}
+    metrics = OWN.get(job.stage, _stage)(job, root, inputs, outputs)
+    earlier = artifacts.read_json(folder / "spent.json") if (folder / "spent.json").is_file() else {"seconds": 0.0}
+    artifacts.write_json(
+        folder / RECORD,
+        {
+            "name": job.name,
+            "stage": job.stage,
+            "settings": dict(job.settings),
+            "seconds": time.monotonic() - begun + earlier["seconds"],
+            "processor_seconds": time.process_time() - processor,
+            "metrics": {key: float(value) for key, value in metrics.items()},
+            "commit": code_identity()["commit"],
+        },
+    )
+
+
+def _stage(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
+    context = Context(task=f"{job.stage}-{job.key[:6]}", work_root=str(root / "work"), models_root=str(root / "models"))
+    result = stages.run(
+        job.stage,
+        settings_json=json.dumps(dict(job.settings)),
+        context=context,
+        inputs=inputs,
+        outputs=outputs,
+        values=dict(job.values),
+    )
+    return result.metrics
+
+
+def _data(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
+    """Draw the phantom and make dataset and evidence of it, as the pipeline's first tasks do."""
+    context = Context(task=f"data-{job.key[:6]}", work_root=str(root / "work"))
+    settings = json.dumps(dict(job.settings))
+    places = {"root": "phantom", "annotations_root": ""}
+    from valor.data.shards import plan_shards
+    from valor.recipe import parse_section
+
+    shards, _ = plan_shards(**places, settings=parse_section("ingest", settings))  # type: ignore[arg-type]
+    parts = []
+    for shard in shards:
+        part = job.folder(root) / f"shard-{shard.index}"
+        stages.run(
+            "ingest",
+            settings_json=settings,
+            context=context,
+            outputs={"output": part},
+            values={**places, "shard": shard.to_json()},
+        )
+        parts.append(part)
+    return stages.run(
+        "validate_data",
+        settings_json=settings,
+        context=context,
+        inputs={"shards": parts},
+        outputs={**outputs, "data_docs": job.folder(root) / "data_docs"},
+    ).metrics
+
+
+OWN: dict[str, Callable[[Job, Path, dict[str, Path], dict[str, Path]], Mapping[str, float]]] = {"data": _data}
+"""Jobs that are no single stage."""

@@ -1,0 +1,65 @@
+"""Per-study numbers of an arm's reports against truth, small enough to be committed, and what they add up to."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+def study_table(*, evidence: Path, predictions: Path) -> tuple[list[str], np.ndarray]:
+    """Return the subjects (N) and the (N, columns) float64 table of `scores.COLUMNS`; twins have no row."""
+    import pyarrow.parquet as pq
+
+    from valor.evaluation import predict
+
+    return _table(pq.read_table(predictions / predict.TABLE).to_pylist(), evidence=evidence)
+
+
+def table_of(studies: Sequence[Any], hypotheses: Mapping[str, str], *, evidence: Path) -> tuple[list[str], np.ndarray]:
+    """Return the same for reports that are in no predictions artifact."""
+    rows = [
+        {
+            "study_id": study.study_id,
+            "subject_id": study.subject_id,
+            "reference": study.text,
+            "hypothesis": hypotheses[study.study_id],
+            "hypothesis_tokens": len(hypotheses[study.study_id].split()),
+            "truncated": False,
+            "similarity": None,
+            "attention": [],
+        }
+        for study in studies
+    ]
+    return _table(rows, evidence=evidence)
+
+
+def _table(rows: list[dict[str, Any]], *, evidence: Path) -> tuple[list[str], np.ndarray]:
+    from valor.evaluation import inputs, scores
+
+    rows = sorted(rows, key=lambda row: row["study_id"])
+    every = inputs.Predictions(name="", checkpoint_digest="", dataset_digest="", split="test", rows=rows)
+    truth = inputs.read_truth(evidence, every.study_ids)
+    assert truth is not None
+    pairs = inputs.read_pairs(evidence, every.study_ids)
+    one = every.without({pair.twin for pair in pairs})
+    statements = {row["study_id"]: scores.read_report(row["hypothesis"]) for row in rows}
+    references = {row["study_id"]: scores.read_report(row["reference"]) for row in one.rows}
+    flips = {pair.study: scores.flipped(pair, statements, truth) for pair in pairs}
+    table = scores.table(one, statements, scores.expectations(references, truth), {}, flips)
+    return [row["subject_id"] for row in one.rows], table
+
+
+def values(table: np.ndarray) -> dict[str, float]:
+    """Return every metric of a table."""
+    from valor.clinical.vocabulary import OBSERVATIONS
+    from valor.evaluation.bootstrap import Sums
+    from valor.evaluation.measures import measures
+    from valor.evaluation.scores import COLUMNS
+
+    sums = Sums(COLUMNS, table.sum(axis=0, keepdims=True))
+    held = {
+        source: [f for f in OBSERVATIONS if sums[f"{source}/tp/{f}"][0] + sums[f"{source}/fn/{f}"][0] > 0]
+        for source in ("report", "truth")
+    }
+    return {m.name: float(m.compute(sums)[0]) for m in measures(truth=True, findings=held)}  # type: ignore[arg-type]

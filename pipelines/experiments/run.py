@@ -1,0 +1,122 @@
+"""Run jobs side by side, each as a fork of a process that holds the libraries, in the order of what they need.
+
+A job that was cut off continues where it was: its stage has its work in progress. One that fails ends the run once the
+jobs beside it have ended; run again, everything finished is skipped.
+"""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import connection
+from pathlib import Path
+
+from pipelines.experiments.execute import execute
+from pipelines.experiments.jobs import Job
+from valor.errors import ResourceError, ValorError
+
+_GRACE_S = 30.0
+
+
+def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], None] = print) -> None:
+    """Run every job that has no result yet.
+
+    Args:
+        jobs: in an order in which each comes after what it needs (`with_ancestors`).
+        root: where results are kept.
+        cores: how many may be busy at once.
+        say: prints a line.
+
+    Raises:
+        ValorError: a job failed; its log is named.
+    """
+    waiting = [job for job in jobs if not job.is_done(root)]
+    say(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done; results in {root}")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["pipelines.local.preload.training"])
+    running: dict[multiprocessing.process.BaseProcess, tuple[Job, float]] = {}
+    total, begun = len(waiting), time.monotonic()
+    failed: Job | None = None
+    with _environment(root), _all_end(running):
+        while waiting or running:
+            for job in [] if failed else _ready(waiting, [job for job, _ in running.values()], root=root, cores=cores):
+                waiting.remove(job)
+                process = context.Process(target=_run_one, args=(job, root))
+                process.start()
+                running[process] = (job, time.monotonic())
+            if failed and not running:
+                break
+            connection.wait([process.sentinel for process in running])
+            for process in [p for p in running if not p.is_alive()]:
+                job, start = running.pop(process)
+                process.join()
+                if process.exitcode:
+                    failed = failed or job
+                    say(f"FAILED {job.name} (exit {process.exitcode}): {_log(job, root)}")
+                    continue
+                done, spent = total - len(waiting) - len(running), time.monotonic() - begun
+                say(f"[{done}/{total}, {spent / 60:.0f} min] {job.name}: {time.monotonic() - start:.0f} s")
+    if failed:
+        raise ResourceError(f"{failed.name}: failed; {_log(failed, root)} says why; run again to continue")
+
+
+def _run_one(job: Job, root: Path) -> None:
+    # Stages run processes of their own; the kind of start is inherited otherwise.
+    multiprocessing.set_start_method(None, force=True)
+    try:
+        execute(job, root)
+    except ValorError as error:
+        raise SystemExit(error.exit_code) from None
+
+
+def _ready(waiting: Sequence[Job], busy: Sequence[Job], *, root: Path, cores: int) -> Iterator[Job]:
+    """Yield the jobs that can start now: what they need is there, and cores are free."""
+    free = cores - sum(job.cores for job in busy)
+    for job in list(waiting):
+        fits = job.cores <= free or (not busy and free == cores)
+        if fits and all(output.job.is_done(root) for output in job.inputs.values()):
+            free -= job.cores
+            yield job
+        if free <= 0:
+            return
+
+
+def _log(job: Job, root: Path) -> Path:
+    return job.folder(root) / "logs"
+
+
+@contextlib.contextmanager
+def _environment(root: Path) -> Iterator[None]:
+    """Set what the fork server and its forks read; they are started once and inherit it."""
+    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "valor-experiments")
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ |= {
+        "VALOR_HOME": str(root),
+        "VALOR_VERBOSE_ERRORS": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    yield
+
+
+@contextlib.contextmanager
+def _all_end(running: dict) -> Iterator[None]:
+    """Let no job outlive this process: SIGTERM and Ctrl-C reach them, and they save what they have."""
+
+    def stop(number: int, _: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        for process in running:
+            process.terminate()
+        for process in running:
+            process.join(_GRACE_S)
+            if process.is_alive():
+                process.kill()

@@ -88,5 +88,59 @@ def _data(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path
     ).metrics
 
 
-OWN: dict[str, Callable[[Job, Path, dict[str, Path], dict[str, Path]], Mapping[str, float]]] = {"data": _data}
+def _curve(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
+    from pipelines.experiments.curve import curve
+
+    return curve(**inputs, output=outputs["curve"], **job.settings)
+
+
+def _probe(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
+    from pipelines.experiments.probe import probe
+
+    return probe(**inputs, output=outputs["probe"], **job.settings)
+
+
+def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
+    """Make a dataset whose training reports are those of a predictions artifact, where it has one."""
+    import dataclasses
+
+    import pyarrow.parquet as pq
+
+    from valor.data.manifest import (
+        DATASET_INFO,
+        SCHEMA,
+        SCHEMA_VERSION,
+        TableWriter,
+        dataset_digest,
+        iter_studies,
+        row_digest,
+        shard_paths,
+    )
+    from valor.evaluation.predict import TABLE
+
+    chosen = pq.read_table(inputs["predictions"] / TABLE).to_pylist()
+    texts = {row["study_id"]: row["hypothesis"] for row in chosen if row["hypothesis"]}
+    digests, replaced = [], 0
+    with artifacts.atomic_dir(outputs["dataset"]) as folder:
+        with TableWriter(folder / "shard-00000.parquet", SCHEMA) as table:
+            for study in iter_studies(shard_paths(inputs["dataset"])):
+                if study.split == "train" and study.study_id in texts:
+                    findings, _, impression = texts[study.study_id].partition("IMPRESSION: ")
+                    findings = findings.removeprefix("FINDINGS: ").strip()
+                    study = dataclasses.replace(study, findings=findings or None, impression=impression or None)
+                    replaced += 1
+                table.write(study)
+                digests.append(row_digest(study))
+        digest = dataset_digest(digests)
+        artifacts.write_json(folder / DATASET_INFO, {"schema_version": SCHEMA_VERSION, "digest": digest})
+    artifacts.stamp(outputs["dataset"], kind="dataset", stage="relabel", digest=digest)
+    return {"replaced": replaced}
+
+
+OWN: dict[str, Callable[[Job, Path, dict[str, Path], dict[str, Path]], Mapping[str, float]]] = {
+    "data": _data,
+    "curve": _curve,
+    "probe": _probe,
+    "relabel": _relabel,
+}
 """Jobs that are no single stage."""

@@ -6,6 +6,30 @@ from typing import Any
 
 import numpy as np
 
+from pipelines.experiments.analysis import Table
+
+_KEPT = ("truth/", "report/", "pairs/", "similarity/", "studies", "tokens", "truncated", "empty")
+
+
+def save(path: Path, subjects: Sequence[str], table: np.ndarray) -> None:
+    """Write a study table to an .npz file: what people may recompute the document from, without a name or a text."""
+    from valor.evaluation.scores import COLUMNS
+
+    kept = [i for i, name in enumerate(COLUMNS) if name.startswith(_KEPT)]
+    _, numbers = np.unique(np.asarray(subjects), return_inverse=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    names = np.array([COLUMNS[i] for i in kept])
+    np.savez_compressed(
+        path, subjects=numbers.astype(np.int32), columns=names, values=table[:, kept].astype(np.float32)
+    )
+
+
+def load(path: Path) -> Table:
+    """Return a saved table."""
+    with np.load(path, allow_pickle=False) as file:
+        columns = tuple(str(name) for name in file["columns"])
+        return Table(file["subjects"], columns, file["values"].astype(np.float64))
+
 
 def study_table(*, evidence: Path, predictions: Path) -> tuple[list[str], np.ndarray]:
     """Return the subjects (N) and the (N, columns) float64 table of `scores.COLUMNS`; twins have no row."""

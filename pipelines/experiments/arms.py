@@ -1,0 +1,264 @@
+"""The arms: what is compared with what, and how each checkpoint comes about.
+
+Everything that two arms have in common is the same job (`pipelines.experiments.jobs`). All arms of a seed share its
+subjects, models, supervised checkpoint and test studies; seeds share nothing. Half of the training subjects are for
+supervised training, the other half for the rewards; arms that go on with supervised training get both halves.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from pipelines.experiments.jobs import Job, Output
+
+SUPERVISED, REWARDED, UNION = (0.0, 0.5), (0.5, 1.0), (0.0, 1.0)
+TOKENS = 120
+
+_SFT = {
+    "learning_rate": 1.0e-3,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 20,
+    "train_sampling_strategy": "group_by_length",
+    "per_device_train_batch_size": 16,
+    "gradient_accumulation_steps": 1,
+    "save_steps": 100,
+    "logging_steps": 20,
+}
+_GRPO = {
+    "lr_scheduler_type": "constant",
+    "num_generations": 8,
+    "per_device_train_batch_size": 64,
+    "gradient_accumulation_steps": 1,
+    "loss_type": "dapo",
+    "beta": 0.0,
+    "epsilon": 0.2,
+    "epsilon_high": 0.28,
+    "save_steps": 20,
+    "logging_steps": 5,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """How much of each training an arm gets; the default was fixed before the test seeds were opened."""
+
+    train: int = 2400
+    test: int = 500
+    pairs: int = 150
+    sft_steps: int = 800
+    continued_steps: int = 800
+    text_steps: int = 100
+    vision_steps: int = 60
+    text_lr: float = 1.0e-4
+    vision_lr: float = 3.0e-5
+    vision_beta: float = 0.0
+    invention: float = 2.5
+    tolerance: float = 0.02
+    expert_subjects: int = 3000
+    expert_steps: int = 1200
+
+
+class Seed:
+    """The jobs of one seed."""
+
+    def __init__(self, seed: int, schedule: Schedule | None = None):
+        self.seed, self.schedule = seed, schedule or Schedule()
+
+    def _name(self, what: str) -> str:
+        return f"{what}, seed {self.seed}"
+
+    @functools.cached_property
+    def data(self) -> Job:
+        """Draw the subjects; ingest and check them."""
+        s = self.schedule
+        phantom = {
+            "seed": self.seed, "train": s.train, "val": 100, "test": s.test, "pairs": s.pairs, "image_px": 192,
+        }  # fmt: skip
+        settings = {"phantom": phantom, "image_px": 96, "shards": 2}
+        return Job(self._name("data"), "data", settings, ("dataset", "evidence"))
+
+    def models(self, *, steps: int | None = None) -> Job:
+        """Train base, expert and judge, each on subjects of its own; `steps` makes the expert a weaker one."""
+        s = self.schedule
+        expert = {"subjects": s.expert_subjects, "steps": steps or s.expert_steps, "held_out_subjects": 500}
+        settings = {
+            "seed": self.seed,
+            "judge": "phantom",
+            "phantom_base": {"seed": 10_000_000 + self.seed},
+            "phantom_expert": {"seed": 20_000_000 + self.seed, **expert},
+            "phantom_judge": {"seed": 30_000_000 + self.seed, "subjects": 1500, "steps": 600},
+        }
+        name = self._name("models" if steps is None else f"models, expert of {steps} steps")
+        outputs = ("base", "expert", "judge")
+        return Job(name, "fetch_models", settings, outputs, values={"models_digest": ""}, cores=2)
+
+    def _dataset(self) -> Output:
+        return self.data.output("dataset")
+
+    @functools.cached_property
+    def sft(self) -> Output:
+        """The supervised checkpoint that all arms start from."""
+        return self._sft("sft", self.models().output("base"), steps=self.schedule.sft_steps, share=SUPERVISED)
+
+    def continued(self, *, dataset: Output | None = None, share: tuple[float, float] = UNION) -> Output:
+        """Go on with supervised training, for as long as the rewards take."""
+        steps = self.schedule.continued_steps
+        return self._sft("sft continued", self.sft, steps=steps, share=share, dataset=dataset)
+
+    def _sft(
+        self, name: str, base: Output, *, steps: int, share: tuple[float, float], dataset: Output | None = None
+    ) -> Output:
+        settings = {
+            "max_new_tokens": TOKENS, "share": share, "seed": self.seed, "trainer": {**_SFT, "max_steps": steps},
+        }  # fmt: skip
+        inputs = {"dataset": dataset or self._dataset(), "base": base}
+        return Job(self._name(name), "sft", settings, ("checkpoint",), inputs).output("checkpoint")
+
+    def text(self, *, rewards: list[dict[str, Any]] | None = None, label: str = "text") -> Output:
+        """Stage 1."""
+        s = self.schedule
+        clinical = {"name": "clinical_agreement_reward", "options": {"invention": s.invention}}
+        form = [{"name": f"{name}_reward", "weight": 0.2} for name in ("length", "repetition")]
+        settings = {
+            "max_new_tokens": TOKENS,
+            "share": REWARDED,
+            "seed": self.seed,
+            "rewards": rewards or [clinical, {"name": "gleu_reward", "weight": 0.3}, *form],
+            "trainer": {**_GRPO, "learning_rate": s.text_lr, "max_steps": s.text_steps},
+        }
+        inputs = {"dataset": self._dataset(), "parent": self.sft}
+        return Job(self._name(label), "grpo_text", settings, ("checkpoint",), inputs).output("checkpoint")
+
+    def vision(
+        self, *, parent: Output | None = None, models: Job | None = None, label: str = "vision", **changes: Any
+    ) -> Output:
+        """Stage 2; `changes` are settings of its section."""
+        s = self.schedule
+        trainer = {**_GRPO, "learning_rate": s.vision_lr, "max_steps": s.vision_steps, "beta": s.vision_beta}
+        settings = {
+            "max_new_tokens": TOKENS, "share": REWARDED, "seed": self.seed, "tolerance": s.tolerance,
+            "trainer": trainer, **changes,
+        }  # fmt: skip
+        inputs = {
+            "dataset": self._dataset(),
+            "parent": parent or self.text(),
+            "expert": (models or self.models()).output("expert"),
+        }
+        return Job(self._name(label), "grpo_vision", settings, ("checkpoint",), inputs).output("checkpoint")
+
+    def reports(self, checkpoint: Output, *, split: str = "test", best_of: int = 1) -> Job:
+        """Write a checkpoint's reports."""
+        settings: dict[str, Any] = {
+            "split": split, "batch_size": 64, "max_new_tokens": TOKENS, "attention_maps": False, "seed": self.seed,
+        }  # fmt: skip
+        inputs = {"dataset": self._dataset(), "judge": self.models().output("judge"), "checkpoint": checkpoint}
+        if best_of > 1:
+            settings |= {"best_of": best_of, "share": UNION if split == "test" else REWARDED}
+            inputs["expert"] = self.models().output("expert")
+        name = f"reports of {checkpoint.job.name.split(',')[0]}" + (f", best of {best_of}" if best_of > 1 else "")
+        return Job(self._name(name), "predict", settings, ("predictions",), inputs, values={"name": "sft"})
+
+    def pseudo_labels(self) -> Output:
+        """Replace the reports of the second half by the best of 8 of SFT's own in the eyes of the expert."""
+        chosen = self.reports(self.sft, split="train", best_of=8).output("predictions")
+        inputs = {"dataset": self._dataset(), "predictions": chosen}
+        return Job(self._name("pseudo-labels"), "relabel", {}, ("dataset",), inputs).output("dataset")
+
+    def curve(self, checkpoint: Output) -> Job:
+        """Draw the operating curve of a checkpoint."""
+        inputs = {
+            "dataset": self._dataset(), "evidence": self.data.output("evidence"), "checkpoint": checkpoint,
+        }  # fmt: skip
+        name = self._name(f"curve of {checkpoint.job.name.split(',')[0]}")
+        return Job(name, "curve", {"max_new_tokens": TOKENS, "batch_size": 64}, ("curve",), inputs)
+
+    def probe(self) -> Job:
+        """Measure what a linear probe reads off the base's frozen tower."""
+        inputs = {
+            "dataset": self._dataset(), "evidence": self.data.output("evidence"), "base": self.models().output("base"),
+        }  # fmt: skip
+        return Job(self._name("probe"), "probe", {}, ("probe",), inputs)
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    Attributes:
+        title: its name in tables and figures.
+        question: what it is there to answer.
+        seeds: how many of the seeds it runs on.
+        reports: the job that writes its reports of the test studies.
+    """
+
+    title: str
+    question: str
+    seeds: int
+    reports: Callable[[Seed], Job]
+
+
+def _of(checkpoint: Callable[[Seed], Output]) -> Callable[[Seed], Job]:
+    return lambda seed: seed.reports(checkpoint(seed))
+
+
+_LEXICAL = [
+    {"name": "gleu_reward"},
+    {"name": "length_reward", "weight": 0.2},
+    {"name": "repetition_reward", "weight": 0.2},
+]
+ARMS: Mapping[str, Arm] = {
+    "sft": Arm("SFT", "Where everything starts.", 5, _of(lambda s: s.sft)),
+    "continued": Arm(
+        "SFT continued", "What would the same time of supervised training on all studies give?", 5,
+        _of(lambda s: s.continued()),
+    ),
+    "text": Arm("Stage 1", "What does text GRPO alone give?", 5, _of(lambda s: s.text())),
+    "valor": Arm("Stages 1 and 2", "What does the whole recipe give?", 5, _of(lambda s: s.vision())),
+    "other_image": Arm(
+        "Another image", "Does stage 2 learn from this image, or from images in general?", 5,
+        _of(lambda s: s.vision(label="vision, another image", expert_image="other")),
+    ),
+    "paper": Arm(
+        "Paper's similarity", "Is the closed reward better than the mean similarity of sentences?", 3,
+        _of(lambda s: s.vision(label="vision, paper's similarity", similarity="paper")),
+    ),
+    "exact_ranks": Arm(
+        "Ranks, no tolerance", "Does the tolerance matter?", 3,
+        _of(lambda s: s.vision(label="vision, exact ranks", tolerance=0.0)),
+    ),
+    "group": Arm(
+        "Group-standardised", "Do ranks matter?", 3,
+        _of(lambda s: s.vision(label="vision, group advantages", advantages="group")),
+    ),
+    "vision_only": Arm(
+        "Stage 2 alone", "Does stage 2 need stage 1?", 3,
+        _of(lambda s: s.vision(parent=s.sft, label="vision without text")),
+    ),
+    "medium_expert": Arm(
+        "Medium expert", "How good must the expert be?", 3,
+        _of(lambda s: s.vision(models=s.models(steps=600), label="vision, medium expert")),
+    ),
+    "weak_expert": Arm(
+        "Weak expert", "How good must the expert be?", 3,
+        _of(lambda s: s.vision(models=s.models(steps=240), label="vision, weak expert")),
+    ),
+    "best_of_8": Arm(
+        "Best of 8", "What does the expert give with no training?", 3, lambda s: s.reports(s.sft, best_of=8)
+    ),
+    "pseudo_labels": Arm(
+        "SFT on the expert's choice", "Is it the expert's knowledge, or learning by reward?", 3,
+        _of(lambda s: s.continued(dataset=s.pseudo_labels())),
+    ),
+    "clinical_only": Arm(
+        "Stage 1, clinical only", "Does the lexical reward help?", 3,
+        _of(lambda s: s.text(label="text, clinical only", rewards=[
+            {"name": "clinical_agreement_reward", "options": {"invention": s.schedule.invention}},
+        ])),
+    ),
+    "lexical_only": Arm(
+        "Stage 1, lexical only", "Would a lexical reward do?", 3,
+        _of(lambda s: s.text(label="text, lexical only", rewards=_LEXICAL)),
+    ),
+}  # fmt: skip
+"""In the order of the document's table."""

@@ -1,7 +1,7 @@
 # `make` alone explains. Every target sets itself up in .venv; nothing global is touched.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint compile ui clean
+.PHONY: help demo test check lint compile experiments ui clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -18,7 +18,7 @@ INPUTS := pyproject.toml constraints.txt
 help: ## Say what the targets do
 	@echo "VALOR: a chest X-ray report generator, trained, judged and released as one pipeline."
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Results go to .valor (VALOR_HOME). Another recipe: make demo RECIPE=path/or/name"
 
@@ -35,6 +35,9 @@ lint: $(VENV)/.dev ## Style, types and import rules only
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+
+experiments: $(VENV)/.train ## Compare the recipe with baselines and ablations over five seeds (hours; continues)
+	@$(BIN)/valor experiments
 
 compile: $(VENV)/.base ## Compile the recipe for Kubeflow and Vertex AI into build/ (needs no torch)
 	@$(BIN)/valor compile $(RECIPE) --target kfp -o build/$(notdir $(basename $(RECIPE)))-kfp.yaml

@@ -192,6 +192,39 @@ def lineage(version: str) -> None:
 
 
 @main.command()
+@click.option("--arm", "arms", multiple=True, metavar="NAME", help="Only this arm; repeatable. Default: all.")
+@click.option("--seed", "seeds", multiple=True, type=int, metavar="N", help="Only this seed; repeatable.")
+@click.option("--cores", default=2, type=click.IntRange(1), show_default=True, help="How many jobs run side by side.")
+@click.option(
+    "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/experiments"), show_default=True,
+    help="Where tables, figures and the page go.",
+)  # fmt: skip
+@click.option("--document", is_flag=True, help="Only write the page again from the results that are there.")
+@click.option("--list", "show", is_flag=True, help="Only list the arms and what each is there to answer.")
+def experiments(
+    arms: tuple[str, ...], seeds: tuple[int, ...], cores: int, results: Path, document: bool, show: bool
+) -> None:
+    """Compare the recipe with its baselines and ablations on phantoms, over several seeds.
+
+    What is finished is skipped, what was cut off continues. Work is kept in VALOR_HOME/experiments.
+
+    
+    Examples:
+      valor experiments --list
+      valor experiments --seed 9001 --arm valor --arm continued --results /tmp/trial
+      valor experiments --document
+    """
+    from pipelines.experiments import command
+
+    if show:
+        click.echo(command.listing())
+    elif document:
+        click.echo(f"{command.document(results)}: written")
+    else:
+        click.echo(f"{command.run_all(arms, seeds=seeds, cores=cores, folder=results)}: written")
+
+
+@main.command()
 @click.option("--port", default=5000, type=click.IntRange(1, 65535), show_default=True, help="Port on this machine.")
 def ui(port: int) -> None:
     """Open MLflow on this home's runs and models (Ctrl-C ends it).

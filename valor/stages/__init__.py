@@ -199,6 +199,8 @@ def _earlier(error: BaseException) -> BaseException | None:
 def _log_to_file(task: str) -> Iterator[None]:
     """Send this process's output to `VALOR_RUN_DIR/logs/<task>.log` where the local runner asks for it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    # A line per image.
+    logging.getLogger("openjpeg").setLevel(logging.WARNING)
     run_dir = os.environ.get("VALOR_RUN_DIR")
     if not run_dir:
         yield

@@ -60,7 +60,7 @@ def predict(
     """
     if (settings.best_of > 1) != (expert is not None):
         raise UserError(
-            f"predict.best_of is {settings.best_of} and the input expert is {'given' if expert else 'missing'}; an expert "
+            f"predict.best_of is {settings.best_of}, the input expert is {'given' if expert else 'missing'}; an expert "
             "chooses among several reports: give best_of above 1 and an expert, or neither"
         )
     dataset_digest = artifacts.read_stamp(dataset)["digest"]

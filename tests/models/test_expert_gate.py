@@ -83,3 +83,20 @@ def test_its_numbers_reach_the_stages_metrics(expert, images):
     assert values["expert_masked_findings"] == len(gate["masked"])
     assert values["expert_macro_auc"] > 0.9
     assert 0 <= values["expert_deletion_paper"] <= 1
+
+
+def test_the_noise_between_paraphrases_is_that_of_wording_alone(expert, images):
+    """Reports that say the same in the same words differ by nothing; a rewording of half of them is noise."""
+    same = expert_gate.measure(expert, images, REPORTS, ExpertGate(min_negation=0))["paraphrase_noise"]
+    reworded = [r.replace("There is pulmonary", "Pulmonary") if i % 8 > 3 else r for i, r in enumerate(REPORTS)]
+    reworded = [r.replace("There is a left", "Left").replace("There is a right", "Right") if i % 8 > 3 else r
+                for i, r in enumerate(reworded)]  # fmt: skip
+    other = expert_gate.measure(expert, images, reworded, ExpertGate(min_negation=0))["paraphrase_noise"]
+    assert same["paper"] == pytest.approx(0, abs=1e-6)
+    assert other["paper"] > 1e-4
+    assert same["statements"] > 0
+
+
+def test_an_expert_whose_findings_are_all_masked_has_no_noise_of_statements(expert, images):
+    gate = expert_gate.measure(expert, -images, REPORTS, ExpertGate())
+    assert gate["paraphrase_noise"]["statements"] is None

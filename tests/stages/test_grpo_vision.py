@@ -13,8 +13,12 @@ from tiny_llava import world
 
 from valor import artifacts
 from valor.context import Context
+from valor.data.manifest import other_subjects
+from valor.errors import UserError
+from valor.models.loading import load_policy
 from valor.recipe import GrpoVisionSettings
-from valor.stages.grpo_vision import grpo_vision
+from valor.stages.grpo_vision import _tolerance, grpo_vision
+from valor.training.rows import grpo_rows, training_studies
 from valor.training.trainers import RankGRPOTrainer
 
 SIZE = {
@@ -83,3 +87,28 @@ def test_survives_sigkill(tmp_path):
         parent=world().parent, expert=world().expert,
     )  # fmt: skip
     assert metrics["steps"] == 16
+
+
+def test_the_tolerance_is_the_recipes_or_else_the_noise_that_the_experts_gate_measured():
+    gate = {"paraphrase_noise": {"paper": 0.004, "statements": None}}
+    unset = settings().model_copy(update={"tolerance": None})
+    assert _tolerance(settings(), gate) == 1e-4
+    assert _tolerance(unset, gate) == 0.004
+    for similarity, known in (("statements", gate), ("paper", {"measured": False})):
+        with pytest.raises(UserError, match=r"grpo_vision\.tolerance: not set"):
+            _tolerance(unset.model_copy(update={"similarity": similarity}), known)
+
+
+def test_the_expert_can_be_shown_another_patients_image():
+    """An ablation: rows then carry embeddings of other subjects' images, each of another study."""
+    studies = training_studies(world().dataset, studies=0, seed=0)
+    processor = load_policy(world().parent)[1]
+    seen = other_subjects([study.subject_id for study in studies])
+    assert all(studies[i].subject_id != studies[j].subject_id for i, j in enumerate(seen))
+
+    def embed(images):
+        return torch.tensor([[float(images[0].mean())]])
+
+    own, other = (grpo_rows(studies, processor, prompt="Go.", embed=embed, seen=order) for order in ((), seen))
+    assert other[0]["image_embed"] == own[seen[0]]["image_embed"] != own[0]["image_embed"]
+    assert other[0]["image"].tobytes() == own[0]["image"].tobytes()

@@ -8,6 +8,7 @@ cannot reverse is judged without negation. A failed side swap masks the finding'
 as absent, so the labels carry the reports' own noise: the figures are bounds from below.
 """
 
+import itertools
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from valor.clinical.labeler import mentions
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES
 from valor.models.sentences import reversed_polarity, sentences, swap_sides
-from valor.models.statements import SIDED, ZONED, Margins, assertions
+from valor.models.statements import SIDED, ZONED, Margins, Statements, assertions
 from valor.recipe import ExpertGate
 
 if TYPE_CHECKING:
@@ -57,26 +58,25 @@ def measure(
         findings[finding] = entry
         if line:
             calibration[finding] = line
-    for key, names, places, cosines, part in (
-        ("side", SIDED, SIDES, margins.sides(image_embeds).numpy(), 1),
-        ("zone", ZONED, ZONES, margins.zones(image_embeds).numpy(), 2),
-    ):
-        for finding in names:
-            if finding in calibration and not findings[finding]["masked_side"]:
-                rows = [
-                    (i, places.index(own[finding][part])) for i, own in enumerate(read) if _placed(own, finding, part)
-                ]
-                calibration[finding][key] = _calibrate_place(cosines[:, OBSERVATIONS.index(finding)], rows)
+    masked_sides = [f for f in SIDED if findings[f]["masked_side"]]
+    _add_places(calibration, margins, image_embeds, read, masked=masked_sides)
+    masked = [f for f in OBSERVATIONS if findings[f]["masked"]]
     return {
         "measured": True,
         "studies": len(reports),
         "thresholds": thresholds.model_dump(),
         "findings": findings,
-        "masked": [f for f in OBSERVATIONS if findings[f]["masked"]],
-        "masked_sides": [f for f in SIDED if findings[f]["masked_side"]],
+        "masked": masked,
+        "masked_sides": masked_sides,
         "overall": _overall(findings, swaps, negations)
         | {"deletion_paper": _paper_deletion(expert, image_embeds, reports)},
         "calibration": calibration,
+        "paraphrase_noise": {
+            "statements": _statements_noise(
+                expert, image_embeds, reports, read, masked=masked, masked_sides=masked_sides
+            ),
+            "paper": _paper_noise(expert, image_embeds, reports, read),
+        },
     }
 
 
@@ -121,6 +121,82 @@ def _finding(margin: "np.ndarray", says: Sequence[str]) -> tuple[dict[str, Any],
     entry["deletion"] = float((values[truth] > centre).mean())
     scale, bias = float(fit.coef_[0, 0]) / spread, float(fit.intercept_[0])
     return entry, {"scale": scale, "bias": bias, "centre": centre}
+
+
+def _add_places(
+    calibration: dict[str, dict[str, Any]],
+    margins: Margins,
+    image_embeds: "torch.Tensor",
+    read: Sequence[dict[str, tuple[str, str | None, str | None]]],
+    *,
+    masked: Sequence[str],
+) -> None:
+    """Add the calibrated choice of side and zone to the findings that have enough placed cases."""
+    for key, names, places, cosines, part in (
+        ("side", SIDED, SIDES, margins.sides(image_embeds).numpy(), 1),
+        ("zone", ZONED, ZONES, margins.zones(image_embeds).numpy(), 2),
+    ):
+        for finding in names:
+            if finding in calibration and finding not in masked:
+                rows = [
+                    (i, places.index(own[finding][part])) for i, own in enumerate(read) if _placed(own, finding, part)
+                ]
+                calibration[finding][key] = _calibrate_place(cosines[:, OBSERVATIONS.index(finding)], rows)
+
+
+def _statements_noise(
+    expert: "Expert",
+    image_embeds: "torch.Tensor",
+    reports: Sequence[str],
+    read: Sequence[dict[str, tuple[str, str | None, str | None]]],
+    *,
+    masked: Sequence[str],
+    masked_sides: Sequence[str],
+) -> float | None:
+    """Return how far two halves of the statements' wordings, each calibrated, disagree on a pair of reports.
+
+    For each image, its own report and another one: the median over images of the difference between the halves of what
+    the one report scores above the other. Only differences within an image matter, as within a group.
+    """
+    import numpy as np
+
+    halves = []
+    for wordings in (slice(0, None, 2), slice(1, None, 2)):
+        margins, calibration = Margins(expert, wordings), {}
+        presence = margins.presence(image_embeds).numpy()
+        for column, finding in enumerate(OBSERVATIONS):
+            says = [own.get(finding, ("negative", None, None))[0] for own in read]
+            if line := _finding(presence[:, column], says)[1]:
+                calibration[finding] = line
+        if not set(calibration) - set(masked):
+            return None
+        _add_places(calibration, margins, image_embeds, read, masked=masked_sides)
+        scored = Statements(margins, calibration, masked=masked)
+        others = [*reports[1:], reports[0]]
+        own, other = (np.array(scored.log_probability(image_embeds, texts)) for texts in (reports, others))
+        halves.append(own - other)
+    return float(np.median(np.abs(halves[0] - halves[1])))
+
+
+def _paper_noise(
+    expert: "Expert",
+    image_embeds: "torch.Tensor",
+    reports: Sequence[str],
+    read: Sequence[dict[str, tuple[str, str | None, str | None]]],
+) -> float | None:
+    """Return the median difference of the plain similarity between two reports that assert the same, on one image."""
+    import numpy as np
+
+    alike: dict[str, list[int]] = {}
+    for row, own in enumerate(read):
+        said = sorted((f, *state) for f, state in own.items() if state[0] != "negative")
+        alike.setdefault(repr(said), []).append(row)
+    pairs = [(a, b) for rows in alike.values() for a, b in itertools.pairwise(rows)]
+    if len(pairs) < MIN_CASES:
+        return None
+    images = image_embeds[[a for a, _ in pairs]]
+    own, other = (np.array(expert.paper_similarity(images, [reports[pair[i]] for pair in pairs])) for i in (0, 1))
+    return float(np.median(np.abs(own - other)))
 
 
 def _sentence_tests(

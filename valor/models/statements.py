@@ -68,13 +68,19 @@ def in_zone(finding: str, zone: str) -> tuple[str, ...]:
 
 
 class Margins:
-    """The expert's raw opinion of images, by finding; statement embeddings are made once."""
+    """The expert's raw opinion of images, by finding; statement embeddings are made once.
 
-    def __init__(self, expert: "Expert"):
+    Args:
+        expert: the dual encoder.
+        wordings: which of each statement's wordings to average; all, but where the noise between them is measured.
+    """
+
+    def __init__(self, expert: "Expert", wordings: slice = slice(None)):
         import torch
 
-        def embed(wordings: Sequence[tuple[str, ...]]) -> "torch.Tensor":
-            rows = torch.stack([expert.embed_texts(list(texts)).mean(dim=0) for texts in wordings])
+        def embed(statements: Sequence[tuple[str, ...]]) -> "torch.Tensor":
+            chosen = [list(texts[wordings] or texts) for texts in statements]
+            rows = torch.stack([expert.embed_texts(texts).mean(dim=0) for texts in chosen])
             return rows / rows.norm(dim=-1, keepdim=True)
 
         self._presence = embed([present(f) for f in OBSERVATIONS]) - embed([absent(f) for f in OBSERVATIONS])

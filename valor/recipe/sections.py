@@ -194,8 +194,8 @@ class GrpoVisionSettings(TrainStage):
     """`paper`: image-report similarity; `statements`: VALOR's closed variant (docs/rewards.md)."""
     advantages: Literal["rank", "group"] = "rank"
     """`group` centres and scales by the group's deviation, as plain GRPO does (an ablation)."""
-    tolerance: float = pydantic.Field(0.02, ge=0)
-    """Rewards closer than this share a rank."""
+    tolerance: float | None = pydantic.Field(None, ge=0)
+    """Rewards closer than this share a rank; null takes the noise between paraphrases that the gate measured."""
     expert_image: Literal["own", "other"] = "own"
     """`other`: the expert sees another patient's image, so its score says nothing of this one (an ablation)."""
 

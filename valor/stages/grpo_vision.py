@@ -4,12 +4,17 @@ The expert scores the X-ray against each candidate report; the scores become ran
 report takes part: the rows that the rewards see do not hold one.
 """
 
+import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from valor.context import Context
+from valor.errors import UserError
 from valor.recipe import GrpoVisionSettings
 from valor.stages import StageResult
+
+log = logging.getLogger(__name__)
 
 
 def grpo_vision(
@@ -42,7 +47,7 @@ def grpo_vision(
         }
         if settings.advantages == "group":
             return ReportGRPOTrainer(**parts)
-        return RankGRPOTrainer(**parts, tolerance=settings.tolerance)
+        return RankGRPOTrainer(**parts, tolerance=_tolerance(settings, judge.gate))
 
     metrics, cleanup = train(
         "grpo_vision",
@@ -55,3 +60,17 @@ def grpo_vision(
         build=build,
     )
     return StageResult(metrics=metrics, cleanup=cleanup)
+
+
+def _tolerance(settings: GrpoVisionSettings, gate: Mapping[str, Any]) -> float:
+    """Return the rewards' tolerance: the recipe's, or the noise that the expert's gate measured."""
+    if settings.tolerance is not None:
+        return settings.tolerance
+    noise = gate.get("paraphrase_noise", {}).get(settings.similarity)
+    if noise is None:
+        raise UserError(
+            f"grpo_vision.tolerance: not set, and the expert's gate knows no noise between paraphrases for similarity: "
+            f"{settings.similarity}; set it, such as 0.02"
+        )
+    log.info("rewards closer than %.4f share a rank: the noise between paraphrases", noise)
+    return float(noise)

@@ -11,6 +11,8 @@ from transformers import TrainerCallback
 
 from valor import progress
 from valor.errors import GuardStop, Interrupted
+from valor.recipe import Guards
+from valor.training.guards import collapse, healthy
 from valor.training.work import Work
 
 _SHOWN = ("loss", "reward", "learning_rate")
@@ -36,7 +38,7 @@ class ReportProgress(TrainerCallback):
 
 
 class StopOnNan(TrainerCallback):
-    """The guard: a loss or gradient that is no number will not become one again."""
+    """The guard of every stage: a loss or gradient that is no number will not become one again."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Stop at the first log line with a NaN or an infinity, before the checkpoint of that step."""
@@ -50,6 +52,19 @@ class StopOnNan(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Stop before a checkpoint with broken weights is committed: steps since the last log line went unseen."""
         require_finite(model, step=state.global_step)
+
+
+class StopOnCollapse(TrainerCallback):
+    """The guards of the GRPO stages (`valor.training.guards`)."""
+
+    def __init__(self, guards: Guards | None):
+        self._guards = guards
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop at the log line that passes a limit, before the checkpoint of that step."""
+        verdict = collapse(state.log_history, self._guards)
+        if verdict:
+            raise GuardStop(f"step {state.global_step}: {verdict}")
 
 
 def require_finite(model: Any, *, step: int) -> None:
@@ -73,10 +88,11 @@ class CommitCheckpoints(TrainerCallback):
         work: the stage's work in progress.
         every: optimizer steps between two generations; between them TRL holds completions that no checkpoint keeps.
         told_to_end: set by SIGTERM (`sigterm`).
+        guards: say which checkpoints are good.
     """
 
-    def __init__(self, work: Work, *, every: int, told_to_end: threading.Event):
-        self._work, self._every, self._told = work, every, told_to_end
+    def __init__(self, work: Work, *, every: int, told_to_end: threading.Event, guards: Guards | None = None):
+        self._work, self._every, self._told, self._guards = work, every, told_to_end, guards
         self._due = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -89,7 +105,7 @@ class CommitCheckpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Commit what the trainer has just written, then leave if told to."""
         if state.is_world_process_zero:
-            self._work.commit(state.global_step)
+            self._work.commit(state.global_step, good=healthy(state.log_history, self._guards))
         if self._told.is_set() and state.global_step < state.max_steps:
             raise Interrupted(f"told to end at step {state.global_step} of {state.max_steps}; run again to continue")
 

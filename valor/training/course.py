@@ -19,7 +19,7 @@ from valor.context import Context, home
 from valor.data.manifest import Study
 from valor.errors import ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
-from valor.recipe import TrainStage
+from valor.recipe import Guards, TrainStage
 from valor.training.memo import TowerMemo
 from valor.training.rows import training_studies
 from valor.training.work import open_work
@@ -70,7 +70,7 @@ def train(
 
     Raises:
         UserError: impossible settings, or another process works on this very stage.
-        GuardStop: the loss or a trained parameter became NaN.
+        GuardStop: the loss or a trained parameter became NaN, or the policy collapsed.
         ResourceError: out of memory or disk.
         Interrupted: SIGTERM; run again to continue.
     """
@@ -101,7 +101,7 @@ def train(
         studies = training_studies(dataset, studies=settings.studies, seed=settings.seed)
         policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
         trainer = _build(build, policy)
-        _add_callbacks(trainer, work, told_to_end)
+        _add_callbacks(trainer, work, told_to_end, guards=getattr(settings, "guards", None))
         resume = work.latest()
         if resume is not None:
             log.info("%s: continuing from %s", stage, resume.name)
@@ -160,14 +160,15 @@ def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
     return trainer
 
 
-def _add_callbacks(trainer: Any, work: Any, told_to_end: Any) -> None:
+def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards | None) -> None:
     from valor.training.arguments import steps_between_saves
-    from valor.training.callbacks import CommitCheckpoints, ReportProgress, StopOnNan
+    from valor.training.callbacks import CommitCheckpoints, ReportProgress, StopOnCollapse, StopOnNan
 
     every = steps_between_saves(trainer.args)
     trainer.add_callback(StopOnNan())
+    trainer.add_callback(StopOnCollapse(guards))
     trainer.add_callback(ReportProgress())
-    trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end))
+    trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end, guards=guards))
 
 
 def _restore_finished(trainer: Any, resume: Path) -> bool:

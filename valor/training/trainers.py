@@ -18,6 +18,7 @@ from trl.trainer.utils import RepeatSampler
 from valor.errors import IntegrityError
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
+from valor.training.guards import STATED, stated_findings
 
 
 class _Exact:
@@ -114,7 +115,7 @@ class EpochRepeatSampler(RepeatSampler):
 
 
 class ReportGRPOTrainer(_Exact, GRPOTrainer):
-    """GRPO that resumes exactly."""
+    """GRPO that resumes exactly and logs what its guards watch (`valor.training.guards`)."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
@@ -136,6 +137,15 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         if checkpoint is not None:
             # The counter that says when to generate; TRL starts it at 0 again.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
+
+    def _calculate_rewards(
+        self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list
+    ) -> "torch.Tensor":
+        texts = [completion_text(completion) for completion in completions]
+        for stated in stated_findings(texts, [row.get("reference") for row in inputs]):
+            # TRL averages over all that is logged until its next log line, of all processes.
+            self._log_metric(STATED, float(stated))
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
 
 class RankGRPOTrainer(ReportGRPOTrainer):

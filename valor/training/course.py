@@ -101,6 +101,7 @@ def train(
         studies = training_studies(dataset, studies=settings.studies, seed=settings.seed)
         policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
         trainer = _build(build, policy)
+        trainer.parent = digests[next(iter(parents))]
         _add_callbacks(trainer, work, told_to_end, guards=getattr(settings, "guards", None))
         resume = work.latest()
         if resume is not None:

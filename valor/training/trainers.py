@@ -1,13 +1,15 @@
 """VALOR's few subclasses of TRL's trainers, each for one fault or one idea.
 
-* `_Exact`: a resume restores the weights (transformers loads LLaVA's checkpoints with `strict=False`, and their key
-  names match nothing), the order of the data, and TRL's step counter; nothing is sent to anybody.
+* `_Exact`: a checkpoint holds what trains (`valor.training.trained`), and a resume restores it (transformers loads
+  LLaVA's checkpoints with `strict=False`, and their key names match nothing), the order of the data, and TRL's step
+  counter; nothing is sent to anybody.
 * `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length.
 * `RankGRPOTrainer`: stage 2, advantages from ranks (`valor.training.advantages`).
 """
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,28 +17,32 @@ from accelerate.utils import gather
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
-from valor.errors import IntegrityError
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
 from valor.training.guards import STATED, stated_findings
+from valor.training.trained import load_trained, save_trained
 
 
 class _Exact:
-    """Mixed into a trainer: what is needed to continue exactly."""
+    """Mixed into a trainer: what is needed to continue exactly.
+
+    Attributes:
+        parent: digest of the checkpoint artifact that the model was loaded from.
+    """
+
+    parent = ""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write what trains, and neither the rest of the model nor the processor: the parent has them."""
+        args = self.args  # type: ignore[attr-defined]
+        if args.should_save:
+            folder = Path(output_dir or args.output_dir)
+            save_trained(self.model, folder, parent=self.parent, state=state_dict)  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a trainer checkpoint's weights through `from_pretrained`, which knows the old key names, strictly."""
+        """Load what `_save` has written: transformers would look for a whole model, and ignore names it lacks."""
         target = model or self.model  # type: ignore[attr-defined]
-        saved, info = type(target).from_pretrained(
-            resume_from_checkpoint,
-            dtype=target.dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-            raise IntegrityError(f"{resume_from_checkpoint}: not this model's weights; delete it and run again")
-        target.load_state_dict(saved.state_dict(), strict=True)
+        load_trained(target, Path(resume_from_checkpoint), parent=self.parent)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]

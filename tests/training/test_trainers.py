@@ -16,7 +16,7 @@ from tiny_llava import PROMPT, world
 from valor.context import Context
 from valor.errors import IntegrityError
 from valor.models.loading import load_policy
-from valor.recipe import GrpoTextSettings, SftSettings
+from valor.recipe import GrpoTextSettings, Lora, SftSettings
 from valor.stages.grpo_text import grpo_text
 from valor.stages.sft import sft
 from valor.training import callbacks
@@ -113,6 +113,22 @@ def test_grpo_continues_exactly_within_and_across_epochs(tmp_path, monkeypatch, 
     run_until(step, monkeypatch, grpo_text, TEXT, tmp_path / "text", parent=world().parent)
     assert run(grpo_text, TEXT, tmp_path / "text", parent=world().parent)["resumed_from_step"] == step
     assert_same_weights(undisturbed / "text", tmp_path / "text")
+
+
+def with_lora(settings):
+    return settings.model_copy(update={"lora": Lora(r=4, alpha=8, dropout=0.1)})
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "parent"), [(sft, SFT, "base"), (grpo_text, TEXT, "parent")], ids=["sft", "text"]
+)
+def test_adapters_continue_exactly(tmp_path, monkeypatch, function, settings, parent):
+    chosen, paths = with_lora(settings), {parent: getattr(world(), parent)}
+    (tmp_path / "other").mkdir()
+    run(function, chosen, tmp_path / "other" / "undisturbed", **paths)
+    run_until(5, monkeypatch, function, chosen, tmp_path / "continued", **paths)
+    assert run(function, chosen, tmp_path / "continued", **paths)["resumed_from_step"] == 5
+    assert_same_weights(tmp_path / "other" / "undisturbed", tmp_path / "continued")
 
 
 def trainer_of(tmp_path: Path, *, source: Path, projector_only: bool = False):

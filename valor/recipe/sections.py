@@ -147,8 +147,20 @@ class TrainStage(Section):
     seed: int = 0
 
 
+class Lora(Section):
+    """Low-rank adapters on the language model's projections, merged into the weights at the end of the stage."""
+
+    r: Positive = 16
+    alpha: Positive = 32
+    """Adapters count alpha / r times."""
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+
+
 class SftSettings(TrainStage):
     """Supervised fine-tuning of language model and projector; the vision tower stays frozen."""
+
+    lora: Lora | None = None
+    """None trains every weight of the language model."""
 
 
 class TextReward(Section):
@@ -183,6 +195,8 @@ class Guards(Section):
 class GrpoTextSettings(TrainStage):
     """Stage 1: GRPO on verifiable text rewards; language model and projector train."""
 
+    lora: Lora | None = None
+    """None trains every weight of the language model."""
     guards: Guards | None = Guards()
 
     rewards: Annotated[tuple[TextReward, ...], pydantic.Field(min_length=1)] = (

@@ -17,7 +17,7 @@ def grpo_text(
     """Align `parent` with the text rewards of the recipe and write `checkpoint`."""
     from valor.rewards.text import build as build_rewards
     from valor.training.arguments import GRPO_DEFAULTS, check_enough_prompts, grpo_arguments
-    from valor.training.course import Policy, end_tokens, train
+    from valor.training.course import Policy, adapters, end_tokens, train
     from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:
@@ -34,6 +34,7 @@ def grpo_text(
             args=args,
             train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt),
             processing_class=policy.processor,
+            peft_config=adapters(policy.model, settings.lora),
         )
 
     metrics, cleanup = train(

@@ -1,8 +1,11 @@
 """Callbacks of the training stages: progress and metrics out, checkpoints committed, the guard, a clean SIGTERM."""
 
 import contextlib
+import logging
 import math
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -15,6 +18,10 @@ from valor.recipe import Guards
 from valor.training.guards import collapse, healthy
 from valor.training.work import Work
 
+log = logging.getLogger(__name__)
+
+GRACE_S = 20.0
+"""How long step and save may take after SIGTERM: Kubernetes kills 30 s after it unless told otherwise."""
 _SHOWN = ("loss", "reward", "learning_rate")
 
 
@@ -81,8 +88,8 @@ def require_finite(model: Any, *, step: int) -> None:
 class CommitCheckpoints(TrainerCallback):
     """Makes the trainer's checkpoints count, at steps from which a resume is exact.
 
-    After SIGTERM it finishes the step, saves, and leaves with `Interrupted`. That is an advantage and no need: after
-    SIGKILL the stage continues from the last checkpoint.
+    After SIGTERM it finishes the step, saves, and leaves with `Interrupted`, if there is time (`sigterm`). That is an
+    advantage and no need: after SIGKILL the stage continues from the last checkpoint.
 
     Args:
         work: the stage's work in progress.
@@ -112,13 +119,38 @@ class CommitCheckpoints(TrainerCallback):
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets while the block runs, in the main thread: no other may listen."""
+    """Yield an event that SIGTERM sets while the block runs, in the main thread: no other may listen.
+
+    A step may take longer than a cluster waits before it kills. So where the block has not ended GRACE_S after the
+    signal, the process leaves as it would by SIGKILL, but with its exit code and a word in the log: the stage continues
+    from its last committed checkpoint.
+    """
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    timer = threading.Timer(GRACE_S, _leave)
+    timer.daemon = True
+
+    def listen(*_: Any) -> None:
+        if not told.is_set():
+            told.set()
+            timer.start()
+
+    before = signal.signal(signal.SIGTERM, listen)
     try:
         yield told
     finally:
+        timer.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+def _leave() -> None:
+    """End the process where it stands: its main thread may be in a kernel, or half through a save."""
+    error = f"told to end, and the step took longer than {GRACE_S:g} s; run again to continue from the last checkpoint"
+    log.warning(error)
+    progress.emit("fail", exit_code=Interrupted.exit_code, error=error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(Interrupted.exit_code)

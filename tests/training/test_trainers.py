@@ -191,6 +191,19 @@ def test_the_log_never_quotes_a_row(caplog):
     assert "something else" in caplog.text
 
 
+def test_vllm_forgets_images_after_the_weights_have_come():
+    from types import SimpleNamespace
+
+    from valor.training.trainers import forget_images_at_each_sync
+
+    calls = []
+    engine = SimpleNamespace(reset_encoder_cache=lambda: calls.append("forget"))
+    generation = SimpleNamespace(sync_weights=lambda: calls.append("sync"), llm=SimpleNamespace(llm_engine=engine))
+    forget_images_at_each_sync(generation)
+    generation.sync_weights()
+    assert calls == ["sync", "forget"]
+
+
 def test_an_epochs_order_does_not_depend_on_the_epochs_before():
     from valor.training.trainers import EpochRepeatSampler
 

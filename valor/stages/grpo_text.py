@@ -16,7 +16,7 @@ def grpo_text(
 ) -> StageResult:
     """Align `parent` with the text rewards of the recipe and write `checkpoint`."""
     from valor.rewards.text import build as build_rewards
-    from valor.training.arguments import GRPO_DEFAULTS, check_enough_prompts, grpo_arguments
+    from valor.training.arguments import GRPO_DEFAULTS, check_enough_prompts, check_vllm, grpo_arguments
     from valor.training.course import Policy, adapters, end_tokens, train
     from valor.training.rows import grpo_rows
 
@@ -28,6 +28,7 @@ def grpo_text(
             settings, output_dir=policy.output_dir, defaults=GRPO_DEFAULTS, reward_weights=list(weights)
         )
         check_enough_prompts(args, studies=len(policy.studies))
+        check_vllm(args)
         return ReportGRPOTrainer(
             model=policy.model,
             reward_funcs=list(functions),

@@ -126,6 +126,8 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_hide_rows)
+        if self.use_vllm:
+            forget_images_at_each_sync(self.vllm_generation)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         sampler: Any = super()._get_train_sampler(dataset)
@@ -193,6 +195,20 @@ class RankGRPOTrainer(ReportGRPOTrainer):
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = self._ranked[start : start + len(inputs)].to(output["advantages"].device)
         return output
+
+
+def forget_images_at_each_sync(generation: Any) -> None:
+    """Make TRL's vLLM engine drop its image embeddings whenever it gets new weights.
+
+    It keeps them by image, and TRL drops its text cache alone (trl#7198): the projector, which trains, would go unseen.
+    """
+    sync = generation.sync_weights
+
+    def sync_weights() -> None:
+        sync()
+        generation.llm.llm_engine.reset_encoder_cache()
+
+    generation.sync_weights = sync_weights
 
 
 def _hide_rows(record: logging.LogRecord) -> bool:

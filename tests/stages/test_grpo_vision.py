@@ -95,6 +95,17 @@ def test_a_trainer_checkpoint_holds_the_projector_and_its_optimizer_and_names_th
     assert size < (path / "model.safetensors").stat().st_size / 2
 
 
+def test_the_kl_term_compares_with_the_parent(tmp_path):
+    path = tmp_path / "checkpoint"
+    grpo_vision(
+        settings(max_steps=2, beta=0.1), dataset=world().dataset, parent=world().parent, expert=world().expert,
+        checkpoint=path, context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    first, second = (line["kl"] for line in artifacts.load_checkpoint_info(path)["history"])
+    assert first == pytest.approx(0, abs=1e-6)
+    assert second > 1e-6
+
+
 @pytest.mark.slow
 def test_survives_sigkill(tmp_path):
     metrics = survives_a_kill(

@@ -111,8 +111,8 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
             )
         if field == "use_vllm" and section == "grpo_vision" and value:
             raise UserError(
-                f"{source}: {section}.trainer.{field}: vLLM keeps the projector's image embeddings (trl#7198), and nothing "
-                "but the projector trains here; that they are dropped after each step is untested, remove it"
+                f"{source}: {section}.trainer.{field}: vLLM keeps the projector's image embeddings (trl#7198), and "
+                "nothing but the projector trains here; that they are dropped after each step is untested, remove it"
             )
         if field not in fields:
             close = difflib.get_close_matches(field, fields, n=1)

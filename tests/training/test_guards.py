@@ -59,19 +59,28 @@ def test_a_fall_is_judged_by_the_windows_mean_not_by_one_line():
 
 
 def test_nothing_is_judged_before_there_is_a_reference():
-    falling = [{"loss": 0.0, STATED: 0.8 if step < 2 else 0.0} for step in range(WINDOW)]
-    assert collapse(falling, Guards()) is None
-    assert collapse([*falling, falling[-1], falling[-1]], Guards()) is not None
+    falling = [{"loss": 0.0, "step": step, STATED: 0.8 if step < 3 else 0.0} for step in range(1, WINDOW + 3)]
+    assert collapse(falling[:WINDOW], Guards()) is None
+    assert collapse(falling, Guards()) is not None
+
+
+@pytest.mark.parametrize("steps_per_line", [5, 2 * WINDOW])
+def test_a_window_is_steps_however_often_they_are_logged(steps_per_line):
+    steps = range(steps_per_line, 100 + 1, steps_per_line)
+    lines = [{"loss": 0.0, "step": step, STATED: 0.8 if step <= 60 else 0.0} for step in steps]
+    verdicts = [line["step"] for n, line in enumerate(lines, start=1) if collapse(lines[:n], Guards())]
+    assert verdicts[0] == (70 if steps_per_line == 5 else 80)
+    assert collapse([line for line in lines if line["step"] <= 60], Guards()) is None
 
 
 def test_lines_without_the_number_and_the_trainers_summary_do_not_count():
-    gaps = [{"loss": 0.0, STATED: None}] * (3 * WINDOW) + [{"train_runtime": 1.0, STATED: 0.0}] * (2 * WINDOW)
+    gaps = [{"loss": 0.0, "step": 99, STATED: None}, {"train_runtime": 1.0, "step": 99, STATED: 0.0}] * (2 * WINDOW)
     assert collapse(log() + gaps, Guards()) is None
     assert healthy(log() + gaps, Guards())
 
 
 def test_what_was_never_there_cannot_be_lost():
-    silent = [{"loss": 0.0, STATED: 0.0, "completions/clipped_ratio": 1.0} for _ in range(3 * WINDOW)]
+    silent = [{"loss": 0.0, "step": n, STATED: 0.0, "completions/clipped_ratio": 1.0} for n in range(1, 3 * WINDOW)]
     assert collapse(silent, Guards()) is None
 
 

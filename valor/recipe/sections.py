@@ -174,8 +174,8 @@ class TextReward(Section):
 class Guards(Section):
     """Limits that stop a collapsing GRPO stage; null turns one off.
 
-    Each is of a number in the trainer's log, averaged over the last `window` log lines, against its average over the
-    first `window`. They are far from what a healthy stage does.
+    Each is of a number in the trainer's log, averaged over the last `window` optimizer steps, against its average over
+    the first `window`. They are far from what a healthy stage does.
     """
 
     window: Positive = 10

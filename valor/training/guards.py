@@ -2,10 +2,10 @@
 
 A reward can be earned by falling silent or by saying everything, and the reward's own curve rises while it happens
 (docs/experiments.md tells of both). Each guard compares one number of the trainer's log, its mean over the last
-`window` lines, with its mean over the first `window`. The log is part of every trainer checkpoint, so a stage that was
+`window` steps, with its mean over the first `window`. The log is part of every trainer checkpoint, so a stage that was
 killed and continued is judged as if it had not been, and the guards keep nothing of their own.
 
-Left out: a collapse within the first `window` lines that leaves nothing to fall from; SFT, which has no completions.
+Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions.
 """
 
 import dataclasses
@@ -85,7 +85,7 @@ def collapse(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) ->
         if guard.passed(now, bound):
             window = guards.window if guards else 0
             return (
-                f"{guard.what}: {now:.3g} on average of the last {window} log lines, {start:.3g} of the first; "
+                f"{guard.what}: {now:.3g} on average of the last {window} steps, {start:.3g} of the first; "
                 f"guards.{guard.setting} ({limit:g}) sets the limit at {bound:.3g}; {guard.advice}"
             )
     return None
@@ -127,8 +127,16 @@ def _levels(
     levels = []
     for guard in _GUARDS:
         limit = getattr(guards, guard.setting)
-        values = [line[guard.key] for line in log_history if "loss" in line and line.get(guard.key) is not None]
-        if limit is not None and len(values) > guards.window:
-            start, now = (sum(part) / guards.window for part in (values[: guards.window], values[-guards.window :]))
-            levels.append((guard, limit, start, now, values[-1]))
+        lines = [(line["step"], line[guard.key]) for line in log_history if _has(line, guard.key)]
+        # A line is the average of the steps since the one before; where that is more than a window, a line is one.
+        first = [value for step, value in lines if step <= guards.window] or [value for _, value in lines[:1]]
+        if limit is not None and len(lines) > len(first):
+            last_step, last = lines[-1]
+            recent = [value for step, value in lines if step > last_step - guards.window]
+            levels.append((guard, limit, sum(first) / len(first), sum(recent) / len(recent), last))
     return levels
+
+
+def _has(line: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a line is of a training step, and not the trainer's summary, and has the number."""
+    return "loss" in line and line.get(key) is not None

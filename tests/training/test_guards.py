@@ -5,11 +5,14 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 from tiny_llava import world
 
 from valor.__main__ import main
 from valor.context import Context
 from valor.errors import UserError
+from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Guards, TextReward, load
 from valor.stages.grpo_text import grpo_text
 from valor.training.guards import STATED, collapse, healthy, stated_findings
@@ -154,6 +157,13 @@ def test_a_reward_that_pays_for_silence_is_stopped_and_the_last_good_checkpoint_
     assert "failed for good in this run" in verdict("run-1")
     assert f"change a setting, or delete {work}" in verdict("run-2")
     assert good.exists()
+
+    # Fewer steps make an artifact of it.
+    shorter = hopeless.model_copy(update={"trainer": {**hopeless.trainer, "max_steps": step}})
+    assert run_by_hand(shorter, tmp_path / "shorter", pipeline_run="run-3") == 0
+    weights = dict(load_policy(tmp_path / "shorter")[0].named_parameters())
+    kept = load_file(good / "trained.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in kept.items())
 
     # Only by hand is it continued; it loads, and falls as it did.
     shutil.rmtree(work / "failed")

@@ -125,6 +125,18 @@ def test_a_merge_that_changes_what_the_model_says_is_an_integrity_error(tmp_path
     assert {name for name in names if "language_model" in name} == {name for name in names if is_projection(name)}
 
 
+def test_autocast_and_activation_checkpointing_train_adapters_too(tmp_path):
+    trainer = {"max_steps": 2, "learning_rate": 1e-2, "save_strategy": "no", "activation_checkpointing": True}
+    chosen, path = SftSettings(lora=LORA, dtype="bfloat16", trainer=trainer), tmp_path / "checkpoint"
+    context = Context(work_root=str(tmp_path / "work"))
+    sft(chosen, dataset=world().dataset, base=world().base, checkpoint=path, context=context)
+    every = load_file(path / "model.safetensors")
+    assert changed(world().base, path) == {
+        name for name in every if is_projection(name) or "multi_modal_projector" in name
+    }
+    assert {value.dtype for value in every.values()} == {torch.float32}
+
+
 def test_the_recipe_offers_lora_where_the_language_model_trains():
     recipe = load("phantom", ["grpo_text.lora.r=8", "sft.lora.alpha=64"])
     assert recipe.grpo_text.lora == Lora(r=8)

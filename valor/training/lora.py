@@ -76,10 +76,12 @@ def merge_adapters(model: Any, processor: Any, studies: Sequence[Study], *, prom
         return_tensors="pt",
         padding=True,
     ).to(model.device)
-    model.eval()
+    # Not the peft model's own forward: accelerate has put bfloat16's autocast around that one.
+    base = model.get_base_model().eval()
     with torch.no_grad():
-        adapted = model(**batch).logits
-        merged = model.merge_and_unload()(**batch).logits
+        adapted = base(**batch).logits
+        model.merge_and_unload()
+        merged = base(**batch).logits
     scale, difference = adapted.abs().max().item(), (merged - adapted).abs().max().item()
     # Not "greater than": a NaN must not pass.
     if not difference <= TOLERANCE * scale:

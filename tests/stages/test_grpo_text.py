@@ -66,6 +66,60 @@ def test_generations_that_do_not_divide_the_batch(tmp_path):
     assert "\n" not in str(caught.value)
 
 
+VARIANTS = {
+    "DAPO": {"loss_type": "dapo", "epsilon_high": 0.28, "mask_truncated_completions": True},
+    "Dr. GRPO": {"loss_type": "dr_grpo", "scale_rewards": "none"},
+    "GSPO": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 3e-4, "epsilon_high": 4e-4},
+    "KL": {"beta": 0.1},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_trls_variants_train_and_are_recorded_as_asked(tmp_path, variant):
+    asked, path = VARIANTS[variant], tmp_path / "checkpoint"
+    grpo_text(
+        settings(max_steps=2, num_iterations=2, **asked), dataset=world().dataset, parent=world().parent,
+        checkpoint=path, context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    info = artifacts.load_checkpoint_info(path)
+    assert {name: info["trainer"][name] for name in asked} == asked
+    assert info["trainer"] != trained_default()
+    before, after = load_file(world().parent / "model.safetensors"), load_file(path / "model.safetensors")
+    assert any(not torch.equal(before[name], after[name]) for name in before)
+    kl = [line.get("kl") for line in info["history"]]
+    if variant == "KL":
+        assert kl[0] == pytest.approx(0, abs=1e-6)
+        assert kl[1] > 1e-5
+    else:
+        assert kl == [None, None]
+
+
+def trained_default():
+    """Return what is recorded of a stage that asks for none of them."""
+    from valor.training.arguments import GRPO_DEFAULTS, effective, grpo_arguments
+
+    plain = settings(max_steps=2, num_iterations=2)
+    return effective(grpo_arguments(plain, output_dir=Path(), defaults=GRPO_DEFAULTS, reward_weights=[1.0]))
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("loss_type", "drgrpo"), ("importance_sampling_level", "word"), ("scale_rewards", "rank")]
+)
+def test_a_variant_that_trl_does_not_know_is_refused_before_anything_runs(field, value):
+    from valor.recipe import load
+
+    with pytest.raises(UserError, match=rf"grpo_text\.trainer\.{field}: is '{value}', expected one of "):
+        load("phantom", [f"grpo_text.trainer.{field}={value}"])
+
+
+def test_vllm_is_refused_where_there_is_none(tmp_path):
+    with pytest.raises(UserError, match="vLLM is not installed; install vllm>="):
+        grpo_text(
+            settings(use_vllm=True), dataset=world().dataset, parent=world().parent,
+            checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
+        )  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", [{}, {"num_iterations": 2, "save_steps": 3}])
 def test_survives_sigkill(tmp_path, trainer):

@@ -80,6 +80,36 @@ def test_the_checkpoint_names_the_expert_as_a_parent(trained):
     assert {"unusable_ratio", "frac_groups_tied", "rewards/expert_paper_reward/mean"} <= info["history"][0].keys()
 
 
+def test_a_trainer_checkpoint_holds_the_projector_and_its_optimizer_and_names_the_parent(trained):
+    path, _ = trained
+    newest = max(path.with_name("work").glob("*/checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    projector = {name for name in load_file(path / "model.safetensors") if "multi_modal_projector" in name}
+    saved = load_file(newest / "trained.safetensors")
+    assert len(saved) == len(projector)
+    assert all("multi_modal_projector" in name for name in saved)
+    state = torch.load(newest / "optimizer.pt", weights_only=True)["state"]
+    assert sorted(tuple(entry["exp_avg"].shape) for entry in state.values()) == sorted(
+        tuple(value.shape) for value in saved.values()
+    )
+    assert artifacts.read_json(newest / "parent.json") == {"parent": artifacts.read_stamp(world().parent)["digest"]}
+    weights = sum(value.nbytes for value in saved.values())
+    size = sum(file.stat().st_size for file in newest.iterdir())
+    # Weights and Adam's two moments; the rest is what every checkpoint has, whatever its model.
+    assert 3 * weights < size < 3 * weights + 60_000
+    assert size < (path / "model.safetensors").stat().st_size / 2
+
+
+def test_the_kl_term_compares_with_the_parent(tmp_path):
+    path = tmp_path / "checkpoint"
+    grpo_vision(
+        settings(max_steps=2, beta=0.1), dataset=world().dataset, parent=world().parent, expert=world().expert,
+        checkpoint=path, context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    first, second = (line["kl"] for line in artifacts.load_checkpoint_info(path)["history"])
+    assert first == pytest.approx(0, abs=1e-6)
+    assert second > 1e-6
+
+
 @pytest.mark.slow
 def test_survives_sigkill(tmp_path):
     metrics = survives_a_kill(

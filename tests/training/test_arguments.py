@@ -124,6 +124,44 @@ def test_contradictions_are_one_line(tmp_path, trainer, words):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("version", "supported"),
+    [("0.21.9", False), ("0.22.0", True), ("0.24.0+cu129", True), ("0.31.0", True), ("0.31.1", False)],
+)
+def test_vllm_must_be_one_that_trl_supports(tmp_path, monkeypatch, version, supported):
+    monkeypatch.setattr(arguments.metadata, "version", lambda name: {"vllm": version}[name])
+    arguments.check_vllm(grpo(tmp_path))
+    if supported:
+        arguments.check_vllm(grpo(tmp_path, use_vllm=True))
+        return
+    with pytest.raises(UserError, match=rf"vLLM {version} is installed, which TRL does not support; install vllm>="):
+        arguments.check_vllm(grpo(tmp_path, use_vllm=True))
+
+
+def test_the_supported_vllm_is_the_installed_trls():
+    import inspect
+
+    from trl.import_utils import is_vllm_available
+
+    source = inspect.getsource(is_vllm_available)
+    assert all(f'Version("{version}")' in source for version in arguments.VLLM_VERSIONS)
+
+
+@pytest.mark.parametrize(
+    ("section", "field", "value", "words"),
+    [
+        ("grpo_vision", "use_vllm", "true", r"keeps the projector's image embeddings \(trl#7198\)"),
+        ("grpo_vision", "vllm_mode", "server", "to a server"),
+        ("grpo_text", "vllm_mode", "server", "to a server"),
+    ],
+)
+def test_vllm_is_refused_where_it_would_read_old_images_or_send_them_away(section, field, value, words):
+    with pytest.raises(UserError, match=rf"{section}\.trainer\.{field}: .*{words}.* remove it"):
+        load("phantom", [f"{section}.trainer.{field}={value}"])
+    assert load("phantom", ["grpo_text.trainer.use_vllm=true", "grpo_text.trainer.vllm_mode=colocate"])
+    assert load("phantom", ["grpo_vision.trainer.use_vllm=false"])
+
+
 def test_more_prompts_than_studies(tmp_path):
     args = grpo(tmp_path)
     arguments.check_enough_prompts(args, studies=8)

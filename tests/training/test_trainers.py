@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 from killing import assert_same_weights
+from safetensors.torch import load_file
 from tiny_llava import PROMPT, world
 
 from valor.context import Context
 from valor.errors import IntegrityError
 from valor.models.loading import load_policy
-from valor.recipe import GrpoTextSettings, SftSettings
+from valor.recipe import GrpoTextSettings, Lora, SftSettings
 from valor.stages.grpo_text import grpo_text
 from valor.stages.sft import sft
 from valor.training import callbacks
 from valor.training.advantages import rank_advantages
+from valor.training.trained import PARENT, WEIGHTS
 from valor.training.trainers import SimilarLengths
 
 SFT = SftSettings(trainer={"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 1})
@@ -113,37 +115,68 @@ def test_grpo_continues_exactly_within_and_across_epochs(tmp_path, monkeypatch, 
     assert_same_weights(undisturbed / "text", tmp_path / "text")
 
 
-def trainer_of(tmp_path: Path):
+def with_lora(settings):
+    return settings.model_copy(update={"lora": Lora(r=4, alpha=8, dropout=0.1)})
+
+
+@pytest.mark.parametrize(
+    ("function", "settings", "parent"), [(sft, SFT, "base"), (grpo_text, TEXT, "parent")], ids=["sft", "text"]
+)
+def test_adapters_continue_exactly(tmp_path, monkeypatch, function, settings, parent):
+    chosen, paths = with_lora(settings), {parent: getattr(world(), parent)}
+    (tmp_path / "other").mkdir()
+    run(function, chosen, tmp_path / "other" / "undisturbed", **paths)
+    run_until(5, monkeypatch, function, chosen, tmp_path / "continued", **paths)
+    assert run(function, chosen, tmp_path / "continued", **paths)["resumed_from_step"] == 5
+    assert_same_weights(tmp_path / "other" / "undisturbed", tmp_path / "continued")
+
+
+def trainer_of(tmp_path: Path, *, source: Path, projector_only: bool = False):
     from valor.training.arguments import sft_arguments
+    from valor.training.course import choose_trained
     from valor.training.rows import sft_rows, training_studies
     from valor.training.trainers import ReportSFTTrainer
 
-    model, processor = load_policy(world().base)
+    model, processor = load_policy(source)
+    choose_trained(model, projector_only=projector_only)
     rows = sft_rows(training_studies(world().dataset, studies=0, seed=0), processor, prompt=PROMPT)
     args = sft_arguments(SFT, output_dir=tmp_path)
-    return ReportSFTTrainer(model=model, args=args, train_dataset=rows, processing_class=processor)
+    trainer = ReportSFTTrainer(model=model, args=args, train_dataset=rows, processing_class=processor)
+    trainer.parent = "digest of the parent"
+    return trainer
 
 
-def test_resume_restores_every_weight(tmp_path):
-    trainer = trainer_of(tmp_path)
-    trainer._load_from_checkpoint(str(world().parent))
-    expected = load_policy(world().parent)[0].state_dict()
-    found = trainer.model.state_dict()
+@pytest.mark.parametrize("projector_only", [True, False])
+def test_a_checkpoint_holds_what_trains_and_restores_it_exactly(tmp_path, projector_only):
+    source, target = (trainer_of(tmp_path, source=world().base, projector_only=projector_only) for _ in range(2))
+    with torch.no_grad():
+        for parameter in source.model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    checkpoint = tmp_path / "checkpoint"
+    source.save_model(str(checkpoint))
+    trained = {name for name, parameter in source.model.named_parameters() if parameter.requires_grad}
+    assert load_file(checkpoint / WEIGHTS).keys() == trained
+    assert not [name for name in trained if "vision_tower" in name]
+    assert all("projector" in name for name in trained) == projector_only
+    assert sorted(path.name for path in checkpoint.iterdir()) == [PARENT, WEIGHTS]
+    target._load_from_checkpoint(str(checkpoint))
+    expected, found = source.model.state_dict(), target.model.state_dict()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert {name for name, parameter in target.model.named_parameters() if parameter.requires_grad} == trained
 
 
-def test_resume_refuses_weights_of_another_model(tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    trainer = trainer_of(tmp_path)
-    broken = tmp_path / "broken"
-    trainer.model.save_pretrained(broken)
-    weights = load_file(broken / "model.safetensors")
-    weights.pop(next(name for name in weights if "projector" in name))
-    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(IntegrityError, match="not this model's weights"):
-        trainer._load_from_checkpoint(str(broken))
+def test_a_checkpoint_of_another_parent_or_of_other_weights_is_refused(tmp_path):
+    trainer = trainer_of(tmp_path, source=world().base)
+    checkpoint = tmp_path / "checkpoint"
+    trainer.save_model(str(checkpoint))
+    other = trainer_of(tmp_path, source=world().base, projector_only=True)
+    with pytest.raises(IntegrityError, match="does not hold the weights that train"):
+        other._load_from_checkpoint(str(checkpoint))
+    trainer.parent = "another"
+    with pytest.raises(IntegrityError, match="made from checkpoint digest of the parent, the parent is another"):
+        trainer._load_from_checkpoint(str(checkpoint))
 
 
 def test_the_log_never_quotes_a_row(caplog):
@@ -156,6 +189,19 @@ def test_the_log_never_quotes_a_row(caplog):
         logger.warning("something else")
     assert "secret" not in caplog.text
     assert "something else" in caplog.text
+
+
+def test_vllm_forgets_images_after_the_weights_have_come():
+    from types import SimpleNamespace
+
+    from valor.training.trainers import forget_images_at_each_sync
+
+    calls = []
+    engine = SimpleNamespace(reset_encoder_cache=lambda: calls.append("forget"))
+    generation = SimpleNamespace(sync_weights=lambda: calls.append("sync"), llm=SimpleNamespace(llm_engine=engine))
+    forget_images_at_each_sync(generation)
+    generation.sync_weights()
+    assert calls == ["sync", "forget"]
 
 
 def test_an_epochs_order_does_not_depend_on_the_epochs_before():

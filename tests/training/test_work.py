@@ -144,15 +144,43 @@ def test_a_failure_for_good_ends_a_retry_in_the_same_run_at_once(tmp_path, verdi
     assert not entered
 
 
-def test_a_new_run_starts_afresh_after_a_failure_for_good(tmp_path):
-    with pytest.raises(GuardStop), opened(tmp_path, pipeline_run="run-1") as work:
+def test_what_a_guard_stopped_is_not_tried_again_by_any_run(tmp_path):
+    with pytest.raises(GuardStop, match=r"last good checkpoint is .*/checkpoint-10$"), opened(tmp_path) as work:
         write(work, 10)
         work.commit(10)
+        write(work, 20)
+        work.commit(20, good=False)
         raise GuardStop("nan")
-    with opened(tmp_path, pipeline_run="run-2") as work:
-        assert work.latest() is None
-    work.remove()
-    assert list(tmp_path.iterdir()) == []
+    for pipeline_run in ("run-2", ""):
+        with pytest.raises(GuardStop, match=rf"^nan.*checkpoint-10 .*delete {work.place} to begin anew"):
+            opened(tmp_path, pipeline_run=pipeline_run).__enter__()
+    assert [path.name for path in work.scratch.glob("checkpoint-*")] == ["checkpoint-10"]
+    with opened(tmp_path, identity={**IDENTITY, "settings": {"learning_rate": 1}}) as other:
+        assert other.latest() is None
+
+
+def test_a_guard_that_finds_no_good_checkpoint_points_to_the_parent(tmp_path):
+    with pytest.raises(GuardStop, match="no good checkpoint but its parent"), opened(tmp_path) as work:
+        write(work, 10)
+        work.commit(10, good=False)
+        write(work, 20)
+        raise GuardStop("nan")
+    assert list(work.scratch.glob("checkpoint-*")) == []
+
+
+def test_the_last_good_checkpoint_outlives_the_doubtful_ones_behind_it(tmp_path):
+    with opened(tmp_path) as work:
+        for step, good in ((5, True), (10, True), (15, False), (20, False), (25, False)):
+            write(work, step)
+            work.commit(step, good=good)
+        assert sorted(p.name for p in work.scratch.glob("checkpoint-*")) == [
+            "checkpoint-10", "checkpoint-20", "checkpoint-25",
+        ]  # fmt: skip
+        assert work.latest().name == "checkpoint-25", "a killed stage continues from the newest all the same"
+        for step in (30, 35):
+            write(work, step)
+            work.commit(step)
+        assert sorted(p.name for p in work.scratch.glob("checkpoint-*")) == ["checkpoint-30", "checkpoint-35"]
 
 
 def test_a_file_that_is_mended_costs_no_checkpoint(tmp_path):
@@ -177,8 +205,8 @@ def test_a_process_that_lost_its_lease_commits_nothing(tmp_path):
 
 def test_outside_a_pipeline_every_try_counts(tmp_path):
     for _ in range(2):
-        with pytest.raises(GuardStop, match=r"^nan$"), opened(tmp_path, pipeline_run=""):
-            raise GuardStop("nan")
+        with pytest.raises(DataError, match=r"^cut$"), opened(tmp_path, pipeline_run=""):
+            raise DataError("cut")
 
 
 @pytest.mark.parametrize("failure", [ServiceError, ResourceError, Interrupted, KeyboardInterrupt])

@@ -39,6 +39,12 @@ _NUMBERS = (
     "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "temperature", "beta", "epsilon",
 )  # fmt: skip
 """Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name."""
+_CHOICES: dict[str, tuple[str | bool, ...]] = {
+    "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
+    "importance_sampling_level": ("token", "sequence"),
+    "scale_rewards": ("group", "batch", "none", True, False),
+}
+"""What TRL knows of GRPO's variants; it looks at them after the first generation only."""
 
 
 def check(recipe: Recipe, source: str) -> None:
@@ -96,6 +102,18 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
             raise UserError(f"{source}: {section}.trainer.{field}: is {value}, expected a finite number")
         if field in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected a number")
+        if field in _CHOICES and value not in _CHOICES[field]:
+            choices = ", ".join(str(choice) for choice in _CHOICES[field])
+            raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected one of {choices}")
+        if field == "vllm_mode" and value != "colocate":
+            raise UserError(
+                f"{source}: {section}.trainer.{field}: it would send prompts and images to a server; remove it"
+            )
+        if field == "use_vllm" and section == "grpo_vision" and value:
+            raise UserError(
+                f"{source}: {section}.trainer.{field}: vLLM keeps the projector's image embeddings (trl#7198), and "
+                "nothing but the projector trains here; that they are dropped after each step is untested, remove it"
+            )
         if field not in fields:
             close = difflib.get_close_matches(field, fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""

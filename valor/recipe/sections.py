@@ -164,8 +164,20 @@ class TrainStage(Section):
     seed: int = 0
 
 
+class Lora(Section):
+    """Low-rank adapters on the language model's projections, merged into the weights at the end of the stage."""
+
+    r: Positive = 16
+    alpha: Positive = 32
+    """Adapters count alpha / r times."""
+    dropout: float = pydantic.Field(0.0, ge=0, lt=1)
+
+
 class SftSettings(TrainStage):
     """Supervised fine-tuning of language model and projector; the vision tower stays frozen."""
+
+    lora: Lora | None = None
+    """None trains every weight of the language model."""
 
 
 class TextReward(Section):
@@ -176,8 +188,33 @@ class TextReward(Section):
     options: dict[str, float] = {}
 
 
+class Guards(Section):
+    """Limits that stop a collapsing GRPO stage; null turns one off.
+
+    Each is of a number in the trainer's log, averaged over the last `window` optimizer steps, against its average over
+    the first `window`. They are far from what a healthy stage does.
+    """
+
+    window: Positive = 10
+    min_findings_ratio: Fraction | None = 0.5
+    """Completions that state a finding; in stage 1 of those alone whose reference states one."""
+    min_length_ratio: Fraction | None = 0.5
+    max_length_ratio: float | None = pydantic.Field(2.0, ge=1)
+    """Tokens per completion."""
+    max_cut_rise: Fraction | None = 0.5
+    """Share of completions that max_new_tokens cuts, above that of the start."""
+    min_entropy_ratio: Fraction | None = 0.1
+    max_entropy_ratio: float | None = pydantic.Field(4.0, ge=1)
+    max_kl: float | None = pydantic.Field(1.0, gt=0)
+    """Per token, from the parent, in nats; TRL measures it where trainer.beta is not 0."""
+
+
 class GrpoTextSettings(TrainStage):
     """Stage 1: GRPO on verifiable text rewards; language model and projector train."""
+
+    lora: Lora | None = None
+    """None trains every weight of the language model."""
+    guards: Guards | None = Guards()
 
     rewards: Annotated[tuple[TextReward, ...], pydantic.Field(min_length=1)] = (
         TextReward(name="clinical_agreement_reward", weight=1.0),
@@ -198,6 +235,7 @@ class GrpoVisionSettings(TrainStage):
     """Rewards closer than this share a rank; null takes the noise between paraphrases that the gate measured."""
     expert_image: Literal["own", "other"] = "own"
     """`other`: the expert sees another patient's image, so its score says nothing of this one (an ablation)."""
+    guards: Guards | None = Guards()
 
 
 class PredictSettings(Section):

@@ -16,8 +16,8 @@ def grpo_text(
 ) -> StageResult:
     """Align `parent` with the text rewards of the recipe and write `checkpoint`."""
     from valor.rewards.text import build as build_rewards
-    from valor.training.arguments import GRPO_DEFAULTS, check_enough_prompts, grpo_arguments
-    from valor.training.course import Policy, end_tokens, train
+    from valor.training.arguments import GRPO_DEFAULTS, check_enough_prompts, check_vllm, grpo_arguments
+    from valor.training.course import Policy, adapters, end_tokens, train
     from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:
@@ -28,12 +28,14 @@ def grpo_text(
             settings, output_dir=policy.output_dir, defaults=GRPO_DEFAULTS, reward_weights=list(weights)
         )
         check_enough_prompts(args, studies=len(policy.studies))
+        check_vllm(args)
         return ReportGRPOTrainer(
             model=policy.model,
             reward_funcs=list(functions),
             args=args,
             train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt),
             processing_class=policy.processor,
+            peft_config=adapters(policy.model, settings.lora),
         )
 
     metrics, cleanup = train(

@@ -14,7 +14,7 @@ from valor.stages import StageResult
 def sft(settings: SftSettings, *, dataset: Path, base: Path, checkpoint: Path, context: Context) -> StageResult:
     """Fine-tune `base` on the training split and write `checkpoint`."""
     from valor.training.arguments import sft_arguments
-    from valor.training.course import Policy, train
+    from valor.training.course import Policy, adapters, train
     from valor.training.rows import sft_rows
 
     def build(policy: Policy) -> Any:
@@ -25,6 +25,7 @@ def sft(settings: SftSettings, *, dataset: Path, base: Path, checkpoint: Path, c
             args=sft_arguments(settings, output_dir=policy.output_dir),
             train_dataset=sft_rows(policy.studies, policy.processor, prompt=policy.prompt),
             processing_class=policy.processor,
+            peft_config=adapters(policy.model, settings.lora),
             lengths=[len(study.text) for study in policy.studies],
         )
 

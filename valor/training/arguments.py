@@ -6,6 +6,7 @@ public.
 """
 
 import math
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,8 @@ _COMMON: dict[str, Any] = {
     "disable_tqdm": True,
     "logging_strategy": "steps",
 }
+VLLM_VERSIONS = ("0.22.0", "0.31.0")
+"""The oldest and the newest that TRL 1.16 supports (`trl.import_utils.is_vllm_available`)."""
 _HIDDEN = {"output_dir", "logging_dir", "hub_token", "push_to_hub_token", "run_name", "log_completions_hub_repo"}
 
 
@@ -76,6 +79,22 @@ def check_enough_prompts(arguments: Any, *, studies: int) -> None:
             f"trainer: one generation takes {prompts} prompts (per_device_train_batch_size x steps_per_generation x "
             f"processes / num_generations), there are {studies} training studies; lower the batch or use more studies"
         )
+
+
+def check_vllm(arguments: Any) -> None:
+    """Refuse `use_vllm` without a vLLM that TRL supports: TRL would only warn of another version."""
+    if not arguments.use_vllm:
+        return
+    from packaging.version import Version
+
+    oldest, newest = VLLM_VERSIONS
+    wanted = f"install vllm>={oldest},<={newest}, or remove it to generate with transformers"
+    try:
+        found = metadata.version("vllm")
+    except metadata.PackageNotFoundError:
+        raise UserError(f"trainer.use_vllm: vLLM is not installed; {wanted}") from None
+    if not Version(oldest) <= Version(Version(found).base_version) <= Version(newest):
+        raise UserError(f"trainer.use_vllm: vLLM {found} is installed, which TRL does not support; {wanted}")
 
 
 def steps_between_saves(arguments: Any) -> int:

@@ -1,8 +1,11 @@
 """Callbacks of the training stages: progress and metrics out, checkpoints committed, the guard, a clean SIGTERM."""
 
 import contextlib
+import logging
 import math
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -11,8 +14,14 @@ from transformers import TrainerCallback
 
 from valor import progress
 from valor.errors import GuardStop, Interrupted
+from valor.recipe import Guards
+from valor.training.guards import collapse, healthy
 from valor.training.work import Work
 
+log = logging.getLogger(__name__)
+
+GRACE_S = 20.0
+"""How long step and save may take after SIGTERM: Kubernetes kills 30 s after it unless told otherwise."""
 _SHOWN = ("loss", "reward", "learning_rate")
 
 
@@ -36,7 +45,7 @@ class ReportProgress(TrainerCallback):
 
 
 class StopOnNan(TrainerCallback):
-    """The guard: a loss or gradient that is no number will not become one again."""
+    """The guard of every stage: a loss or gradient that is no number will not become one again."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Stop at the first log line with a NaN or an infinity, before the checkpoint of that step."""
@@ -50,6 +59,19 @@ class StopOnNan(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
         """Stop before a checkpoint with broken weights is committed: steps since the last log line went unseen."""
         require_finite(model, step=state.global_step)
+
+
+class StopOnCollapse(TrainerCallback):
+    """The guards of the GRPO stages (`valor.training.guards`)."""
+
+    def __init__(self, guards: Guards | None):
+        self._guards = guards
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Stop at the log line that passes a limit, before the checkpoint of that step."""
+        verdict = collapse(state.log_history, self._guards)
+        if verdict:
+            raise GuardStop(f"step {state.global_step}: {verdict}")
 
 
 def require_finite(model: Any, *, step: int) -> None:
@@ -66,17 +88,18 @@ def require_finite(model: Any, *, step: int) -> None:
 class CommitCheckpoints(TrainerCallback):
     """Makes the trainer's checkpoints count, at steps from which a resume is exact.
 
-    After SIGTERM it finishes the step, saves, and leaves with `Interrupted`. That is an advantage and no need: after
-    SIGKILL the stage continues from the last checkpoint.
+    After SIGTERM it finishes the step, saves, and leaves with `Interrupted`, if there is time (`sigterm`). That is an
+    advantage and no need: after SIGKILL the stage continues from the last checkpoint.
 
     Args:
         work: the stage's work in progress.
         every: optimizer steps between two generations; between them TRL holds completions that no checkpoint keeps.
         told_to_end: set by SIGTERM (`sigterm`).
+        guards: say which checkpoints are good.
     """
 
-    def __init__(self, work: Work, *, every: int, told_to_end: threading.Event):
-        self._work, self._every, self._told = work, every, told_to_end
+    def __init__(self, work: Work, *, every: int, told_to_end: threading.Event, guards: Guards | None = None):
+        self._work, self._every, self._told, self._guards = work, every, told_to_end, guards
         self._due = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -89,20 +112,45 @@ class CommitCheckpoints(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Commit what the trainer has just written, then leave if told to."""
         if state.is_world_process_zero:
-            self._work.commit(state.global_step)
+            self._work.commit(state.global_step, good=healthy(state.log_history, self._guards))
         if self._told.is_set() and state.global_step < state.max_steps:
             raise Interrupted(f"told to end at step {state.global_step} of {state.max_steps}; run again to continue")
 
 
 @contextlib.contextmanager
 def sigterm() -> Iterator[threading.Event]:
-    """Yield an event that SIGTERM sets while the block runs, in the main thread: no other may listen."""
+    """Yield an event that SIGTERM sets while the block runs, in the main thread: no other may listen.
+
+    A step may take longer than a cluster waits before it kills. So where the block has not ended GRACE_S after the
+    signal, the process leaves as it would by SIGKILL, but with its exit code and a word in the log: the stage continues
+    from its last committed checkpoint.
+    """
     told = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield told
         return
-    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    timer = threading.Timer(GRACE_S, _leave)
+    timer.daemon = True
+
+    def listen(*_: Any) -> None:
+        if not told.is_set():
+            told.set()
+            timer.start()
+
+    before = signal.signal(signal.SIGTERM, listen)
     try:
         yield told
     finally:
+        timer.cancel()
         signal.signal(signal.SIGTERM, before)
+
+
+def _leave() -> None:
+    """End the process where it stands: its main thread may be in a kernel, or half through a save."""
+    error = f"told to end, and the step took longer than {GRACE_S:g} s; run again to continue from the last checkpoint"
+    log.warning(error)
+    progress.emit("fail", exit_code=Interrupted.exit_code, error=error)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(Interrupted.exit_code)

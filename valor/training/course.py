@@ -19,7 +19,8 @@ from valor.context import Context, home
 from valor.data.manifest import Study
 from valor.errors import ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
-from valor.recipe import TrainStage
+from valor.recipe import Guards, Lora, TrainStage
+from valor.training.lora import lora_config, merge_adapters
 from valor.training.memo import TowerMemo
 from valor.training.rows import training_studies
 from valor.training.work import open_work
@@ -27,7 +28,7 @@ from valor.training.work import open_work
 log = logging.getLogger(__name__)
 
 _CODE = ("training", "rewards", "metrics", "clinical", "models", "data/manifest.py", "stages/{stage}.py")
-_LIBRARIES = ("torch", "transformers", "trl", "accelerate", "tokenizers")
+_LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers")
 _HISTORY_POINTS = 60
 
 
@@ -70,7 +71,8 @@ def train(
 
     Raises:
         UserError: impossible settings, or another process works on this very stage.
-        GuardStop: the loss or a trained parameter became NaN.
+        IntegrityError: a merged adapter changed what the model says.
+        GuardStop: the loss or a trained parameter became NaN, or the policy collapsed.
         ResourceError: out of memory or disk.
         Interrupted: SIGTERM; run again to continue.
     """
@@ -96,12 +98,15 @@ def train(
         start = time.monotonic()
         parent = next(iter(parents.values()))
         model, processor = load_policy(parent)
-        trained = choose_trained(model, projector_only=projector_only)
+        choose_trained(model, projector_only=projector_only)
+        total = sum(parameter.numel() for parameter in model.parameters())
         memo = TowerMemo.attach(model)
         studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
         policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
         trainer = _build(build, policy)
-        _add_callbacks(trainer, work, told_to_end)
+        trainer.parent = digests[next(iter(parents))]
+        trained = {"trained": _count_trained(trainer.model), "total": total}
+        _add_callbacks(trainer, work, told_to_end, guards=getattr(settings, "guards", None))
         resume = work.latest()
         if resume is not None:
             log.info("%s: continuing from %s", stage, resume.name)
@@ -111,32 +116,41 @@ def train(
             memo.detach()
         metrics = _metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
         # Steps behind the last log line and the last save went unseen.
-        require_finite(policy.model, step=trainer.state.global_step)
+        require_finite(trainer.model, step=trainer.state.global_step)
+        merge_adapters(trainer.model, processor, studies, prompt=policy.prompt)
         _write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
     return metrics, work.remove
 
 
-def choose_trained(model: Any, *, projector_only: bool) -> dict[str, int]:
+def choose_trained(model: Any, *, projector_only: bool) -> None:
     """Freeze the vision tower, and with `projector_only` everything but the projector.
-
-    Returns:
-        How many parameters train, of how many.
 
     Raises:
         UserError: the model has no projector that VALOR knows.
     """
-    inner = model.model
-    if hasattr(inner, "vision_tower") and hasattr(inner, "multi_modal_projector"):
-        tower, projector = inner.vision_tower, inner.multi_modal_projector
-    elif hasattr(inner, "visual") and hasattr(inner.visual, "merger"):
-        tower, projector = inner.visual, inner.visual.merger
-    else:
-        raise UserError(f"{type(model).__name__}: has no vision projector that VALOR knows (LLaVA or Qwen-VL families)")
+    tower, projector = _vision_parts(model)
     model.requires_grad_(not projector_only)
     tower.requires_grad_(False)
     projector.requires_grad_(True)
-    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
-    return {"trained": sum(n for n, grad in counts if grad), "total": sum(n for n, _ in counts)}
+
+
+def adapters(model: Any, lora: Lora | None) -> Any:
+    """Return the peft configuration that a stage's trainer takes, None without LoRA."""
+    return lora_config(model, lora, projector=_vision_parts(model)[1])
+
+
+def _vision_parts(model: Any) -> tuple[Any, Any]:
+    """Return the vision tower and the projector behind it, which may be a part of it."""
+    inner = model.model
+    if hasattr(inner, "vision_tower") and hasattr(inner, "multi_modal_projector"):
+        return inner.vision_tower, inner.multi_modal_projector
+    if hasattr(inner, "visual") and hasattr(inner.visual, "merger"):
+        return inner.visual, inner.visual.merger
+    raise UserError(f"{type(model).__name__}: has no vision projector that VALOR knows (LLaVA or Qwen-VL families)")
+
+
+def _count_trained(model: Any) -> int:
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def end_tokens(model: Any) -> list[int]:
@@ -160,14 +174,15 @@ def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
     return trainer
 
 
-def _add_callbacks(trainer: Any, work: Any, told_to_end: Any) -> None:
+def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards | None) -> None:
     from valor.training.arguments import steps_between_saves
-    from valor.training.callbacks import CommitCheckpoints, ReportProgress, StopOnNan
+    from valor.training.callbacks import CommitCheckpoints, ReportProgress, StopOnCollapse, StopOnNan
 
     every = steps_between_saves(trainer.args)
     trainer.add_callback(StopOnNan())
+    trainer.add_callback(StopOnCollapse(guards))
     trainer.add_callback(ReportProgress())
-    trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end))
+    trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end, guards=guards))
 
 
 def _restore_finished(trainer: Any, resume: Path) -> bool:

@@ -1,13 +1,15 @@
 """VALOR's few subclasses of TRL's trainers, each for one fault or one idea.
 
-* `_Exact`: a resume restores the weights (transformers loads LLaVA's checkpoints with `strict=False`, and their key
-  names match nothing), the order of the data, and TRL's step counter; nothing is sent to anybody.
+* `_Exact`: a checkpoint holds what trains (`valor.training.trained`), and a resume restores it (transformers loads
+  LLaVA's checkpoints with `strict=False`, and their key names match nothing), the order of the data, and TRL's step
+  counter; nothing is sent to anybody.
 * `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length.
 * `RankGRPOTrainer`: stage 2, advantages from ranks (`valor.training.advantages`).
 """
 
 import logging
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,27 +17,32 @@ from accelerate.utils import gather
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
-from valor.errors import IntegrityError
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
+from valor.training.guards import STATED, stated_findings
+from valor.training.trained import load_trained, save_trained
 
 
 class _Exact:
-    """Mixed into a trainer: what is needed to continue exactly."""
+    """Mixed into a trainer: what is needed to continue exactly.
+
+    Attributes:
+        parent: digest of the checkpoint artifact that the model was loaded from.
+    """
+
+    parent = ""
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        """Write what trains, and neither the rest of the model nor the processor: the parent has them."""
+        args = self.args  # type: ignore[attr-defined]
+        if args.should_save:
+            folder = Path(output_dir or args.output_dir)
+            save_trained(self.model, folder, parent=self.parent, state=state_dict)  # type: ignore[attr-defined]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load a trainer checkpoint's weights through `from_pretrained`, which knows the old key names, strictly."""
+        """Load what `_save` has written: transformers would look for a whole model, and ignore names it lacks."""
         target = model or self.model  # type: ignore[attr-defined]
-        saved, info = type(target).from_pretrained(
-            resume_from_checkpoint,
-            dtype=target.dtype,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-        if info["missing_keys"] or info["unexpected_keys"] or info["mismatched_keys"]:
-            raise IntegrityError(f"{resume_from_checkpoint}: not this model's weights; delete it and run again")
-        target.load_state_dict(saved.state_dict(), strict=True)
+        load_trained(target, Path(resume_from_checkpoint), parent=self.parent)
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
@@ -114,11 +121,13 @@ class EpochRepeatSampler(RepeatSampler):
 
 
 class ReportGRPOTrainer(_Exact, GRPOTrainer):
-    """GRPO that resumes exactly."""
+    """GRPO that resumes exactly and logs what its guards watch (`valor.training.guards`)."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_hide_rows)
+        if self.use_vllm:
+            forget_images_at_each_sync(self.vllm_generation)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
         sampler: Any = super()._get_train_sampler(dataset)
@@ -136,6 +145,15 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         if checkpoint is not None:
             # The counter that says when to generate; TRL starts it at 0 again.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
+
+    def _calculate_rewards(
+        self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list
+    ) -> "torch.Tensor":
+        texts = [completion_text(completion) for completion in completions]
+        for stated in stated_findings(texts, [row.get("reference") for row in inputs]):
+            # TRL averages over all that is logged until its next log line, of all processes.
+            self._log_metric(STATED, float(stated))
+        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
 
 class RankGRPOTrainer(ReportGRPOTrainer):
@@ -177,6 +195,20 @@ class RankGRPOTrainer(ReportGRPOTrainer):
         start = self.accelerator.process_index * len(inputs)
         output["advantages"] = self._ranked[start : start + len(inputs)].to(output["advantages"].device)
         return output
+
+
+def forget_images_at_each_sync(generation: Any) -> None:
+    """Make TRL's vLLM engine drop its image embeddings whenever it gets new weights.
+
+    It keeps them by image, and TRL drops its text cache alone (trl#7198): the projector, which trains, would go unseen.
+    """
+    sync = generation.sync_weights
+
+    def sync_weights() -> None:
+        sync()
+        generation.llm.llm_engine.reset_encoder_cache()
+
+    generation.sync_weights = sync_weights
 
 
 def _hide_rows(record: logging.LogRecord) -> bool:

@@ -43,8 +43,12 @@ class Work:
         self.place, self.scratch, self._lease = place, scratch, lease
         self._remote = storage.is_remote(place)
 
-    def commit(self, step: int) -> None:
+    def commit(self, step: int, *, good: bool = True) -> None:
         """Make `checkpoint-<step>` count: everything on disk first, then the manifest; drop old ones.
+
+        Args:
+            step: the trainer's step.
+            good: no guard was near its limit; the last good one is kept for as long as none follows.
 
         Raises:
             ServiceError: another process has taken over.
@@ -52,11 +56,11 @@ class Work:
         self._lease.require()
         name = f"checkpoint-{step}"
         path = self.scratch / name
-        write_manifest(path)
+        write_manifest(path, good=good)
         if self._remote:
             storage.put_dir(path, f"{self.place}/{name}")
-        for old in self._steps()[KEEP:]:
-            self._delete(old)
+        steps = self._steps()
+        self._keep(*steps[:KEEP], next(filter(self._is_good, steps), None))
 
     def latest(self) -> Path | None:
         """Return the newest complete checkpoint as a local directory; broken ones are deleted on the way."""
@@ -73,10 +77,11 @@ class Work:
                 return path
         return None
 
-    def clear(self) -> None:
-        """Drop every checkpoint."""
-        for step in self._steps():
-            self._delete(step)
+    def keep_last_good(self) -> str:
+        """Drop every checkpoint but the last good one, and return its place; "" where there is none."""
+        good = next(filter(self._is_good, self._steps()), None)
+        self._keep(good)
+        return "" if good is None else f"{self.place}/checkpoint-{good}"
 
     def remove(self) -> None:
         """Remove all of it, after the block of `open_work`: the stage's artifact is stamped, nobody needs it again."""
@@ -99,6 +104,19 @@ class Work:
         steps = (name.removeprefix("checkpoint-") for name in names if name.startswith("checkpoint-"))
         return sorted((int(step) for step in steps if step.isdigit()), reverse=True)
 
+    def _is_good(self, step: int) -> bool:
+        """Tell whether a checkpoint is complete and was good when it was committed; files are not read again."""
+        uri = f"{self.place}/checkpoint-{step}/{MANIFEST}"
+        try:
+            return bool(json.loads(storage.read_bytes(uri))["good"]) if storage.exists(uri) else False
+        except (json.JSONDecodeError, KeyError):
+            return False
+
+    def _keep(self, *kept: int | None) -> None:
+        for step in self._steps():
+            if step not in kept:
+                self._delete(step)
+
     def _delete(self, step: int) -> None:
         name = f"checkpoint-{step}"
         # Without its manifest a half-deleted checkpoint is plainly incomplete.
@@ -120,6 +138,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
     Raises:
         UserError: another live process of this host works on it.
         ServiceError: a process on another host works on it.
+        GuardStop: a guard stopped the block, or an earlier try with the same identity in whichever run.
         ValorError: the verdict of an earlier try within the same pipeline run.
     """
     digest = artifacts.digest_value(identity)[:32]
@@ -135,8 +154,14 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
         _repeat_verdict(files, pipeline_run)
         try:
             yield work
+        except GuardStop as error:
+            good = work.keep_last_good()
+            kept = f"its last good checkpoint is {good}" if good else "it has no good checkpoint but its parent"
+            stop = GuardStop(f"{error}; {kept}")
+            _leave_marker(files, stop, pipeline_run)
+            raise stop from error
         except FOR_GOOD as error:
-            _leave_marker(files, work, error, pipeline_run)
+            _leave_marker(files, error, pipeline_run)
             raise
 
 
@@ -157,24 +182,31 @@ def _lease(files: "_Files", *, name: str) -> Iterator[Lease]:
 
 
 def _repeat_verdict(files: "_Files", pipeline_run: str) -> None:
-    """Raise an earlier failure for good of the same pipeline run; a new run starts afresh."""
+    """Raise an earlier failure for good: any of the same pipeline run, a guard's stop of every run.
+
+    A missing file may be there the next time. What collapsed would collapse again, and continued from its last good
+    checkpoint all the more so.
+    """
     text = files.read(MARKER)
     if not text:
         return
     marker = json.loads(text)
     if pipeline_run and marker["pipeline_run"] == pipeline_run:
         raise BY_EXIT_CODE[marker["exit_code"]](f"{marker['error']} (failed for good in this run; not tried again)")
+    if marker["exit_code"] == GuardStop.exit_code:
+        raise GuardStop(
+            f"{marker['error']} (stopped before with the same inputs, settings and code; not tried again: change a "
+            f"setting, or delete {files.place} to begin anew)"
+        )
     files.delete(MARKER)
 
 
-def _leave_marker(files: "_Files", work: Work, error: ValorError, pipeline_run: str) -> None:
-    """Keep the verdict for blind retries. Checkpoints stay, for a file that is mended; but broken weights do not."""
-    if isinstance(error, GuardStop):
-        work.clear()
+def _leave_marker(files: "_Files", error: ValorError, pipeline_run: str) -> None:
+    """Keep the verdict for blind retries. Checkpoints stay, for a file that is mended."""
     files.write(MARKER, json.dumps({"pipeline_run": pipeline_run, "exit_code": error.exit_code, "error": str(error)}))
 
 
-def write_manifest(path: Path) -> None:
+def write_manifest(path: Path, *, good: bool = True) -> None:
     """Write `checkpoint.json` with every file's sha256, after all of them have reached the disk."""
     files = {}
     with artifacts.full_disk_is_a_resource_error(path):
@@ -183,7 +215,7 @@ def write_manifest(path: Path) -> None:
                 os.fsync(handle.fileno())
             files[file.relative_to(path).as_posix()] = artifacts.digest_file(file)
         _sync_dir(path)
-        artifacts.write_json(path / MANIFEST, {"files": files})
+        artifacts.write_json(path / MANIFEST, {"files": files, "good": good})
         _sync_dir(path)
 
 

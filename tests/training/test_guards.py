@@ -1,0 +1,191 @@
+"""Collapse guards: each limit fires at its own number, healthy runs pass, the last good checkpoint stays."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_llava import world
+
+from valor.__main__ import main
+from valor.context import Context
+from valor.errors import UserError
+from valor.models.loading import load_policy
+from valor.recipe import GrpoTextSettings, Guards, TextReward, load
+from valor.stages.grpo_text import grpo_text
+from valor.training.guards import STATED, collapse, healthy, stated_findings
+
+HEALTHY = {
+    STATED: 0.8, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.1, "entropy": 0.4, "kl": 0.05,
+}  # fmt: skip
+WINDOW = Guards().window
+
+
+def log(*, then: int = 0, **changed: float) -> list[dict[str, float]]:
+    """Return a healthy log of two windows, then `then` lines with some numbers changed."""
+    lines = [HEALTHY] * (2 * WINDOW) + [HEALTHY | changed] * then
+    return [{"loss": 0.0, "step": step, **line} for step, line in enumerate(lines, start=1)]
+
+
+LIMITS = [
+    ("min_findings_ratio", STATED, 0.39, 0.41),
+    ("min_length_ratio", "completions/mean_length", 19.0, 21.0),
+    ("max_length_ratio", "completions/mean_length", 81.0, 79.0),
+    ("max_cut_rise", "completions/clipped_ratio", 0.61, 0.59),
+    ("min_entropy_ratio", "entropy", 0.039, 0.041),
+    ("max_entropy_ratio", "entropy", 1.61, 1.59),
+    ("max_kl", "kl", 1.01, 0.99),
+]
+
+
+@pytest.mark.parametrize(("setting", "key", "beyond", "within"), LIMITS)
+def test_each_guard_stops_at_its_own_limit_and_can_be_set_or_turned_off(setting, key, beyond, within):
+    stopped = log(then=WINDOW, **{key: beyond})
+    verdict = collapse(stopped, Guards())
+    assert f"guards.{setting} " in verdict
+    assert f"{beyond:.3g} on average" in verdict
+    assert "lower trainer.learning_rate" in verdict
+    assert "\n" not in verdict
+    assert collapse(log(then=WINDOW, **{key: within}), Guards()) is None
+    assert collapse(stopped, Guards(**{setting: None})) is None
+    assert collapse(stopped, None) is None
+    tighter = {"max_cut_rise": 0.1, "max_kl": 0.5}.get(setting, 1.0)
+    assert f"guards.{setting} " in collapse(log(then=WINDOW, **{key: within}), Guards(**{setting: tighter}))
+
+
+def test_a_fall_is_judged_by_the_windows_mean_not_by_one_line():
+    assert collapse(log(then=1, **{STATED: 0.0}), Guards()) is None
+    assert collapse(log(then=WINDOW // 2, **{STATED: 0.0}), Guards()) is None
+    assert collapse(log(then=WINDOW // 2 + 1, **{STATED: 0.0}), Guards()) is not None
+
+
+def test_nothing_is_judged_before_there_is_a_reference():
+    falling = [{"loss": 0.0, "step": step, STATED: 0.8 if step < 3 else 0.0} for step in range(1, WINDOW + 3)]
+    assert collapse(falling[:WINDOW], Guards()) is None
+    assert collapse(falling, Guards()) is not None
+
+
+@pytest.mark.parametrize("steps_per_line", [5, 2 * WINDOW])
+def test_a_window_is_steps_however_often_they_are_logged(steps_per_line):
+    steps = range(steps_per_line, 100 + 1, steps_per_line)
+    lines = [{"loss": 0.0, "step": step, STATED: 0.8 if step <= 60 else 0.0} for step in steps]
+    verdicts = [line["step"] for n, line in enumerate(lines, start=1) if collapse(lines[:n], Guards())]
+    assert verdicts[0] == (70 if steps_per_line == 5 else 80)
+    assert collapse([line for line in lines if line["step"] <= 60], Guards()) is None
+
+
+def test_lines_without_the_number_and_the_trainers_summary_do_not_count():
+    gaps = [{"loss": 0.0, "step": 99, STATED: None}, {"train_runtime": 1.0, "step": 99, STATED: 0.0}] * (2 * WINDOW)
+    assert collapse(log() + gaps, Guards()) is None
+    assert healthy(log() + gaps, Guards())
+
+
+def test_what_was_never_there_cannot_be_lost():
+    silent = [{"loss": 0.0, "step": n, STATED: 0.0, "completions/clipped_ratio": 1.0} for n in range(1, 3 * WINDOW)]
+    assert collapse(silent, Guards()) is None
+
+
+@pytest.mark.parametrize(("setting", "key", "beyond", "within"), LIMITS)
+def test_a_checkpoint_is_good_only_far_from_every_limit(setting, key, beyond, within):
+    assert healthy(log(), Guards())
+    assert not healthy(log(then=1, **{key: beyond}), Guards()), "a sudden collapse shows in the last line"
+    assert not healthy(log(then=WINDOW, **{key: within}), Guards()), "a slow one in the mean"
+    assert healthy(log(then=WINDOW, **{key: HEALTHY[key] * 1.02}), Guards())
+    assert healthy(log(then=1, **{key: beyond}), Guards(**{setting: None}))
+
+
+def test_recall_is_of_abnormal_references_where_there_are_references():
+    normal, abnormal = "No pleural effusion. Support devices in place.", "Small left pleural effusion."
+    uncertain = "Possible pneumonia."
+    assert stated_findings([normal, abnormal, uncertain], [abnormal] * 3) == [False, True, False]
+    assert stated_findings([normal, abnormal], [normal] * 2) == []
+    assert stated_findings([normal, abnormal, ""], [None] * 3) == [False, True, False]
+
+
+def test_the_recipe_sets_guards_or_turns_them_off():
+    guards = load("phantom", ["grpo_text.guards.min_findings_ratio=null", "grpo_vision.guards.window=4"])
+    assert guards.grpo_text.guards == Guards(min_findings_ratio=None)
+    assert guards.grpo_vision.guards == Guards(window=4)
+    assert load("phantom", ["grpo_text.guards=null"]).grpo_text.guards is None
+    with pytest.raises(UserError, match=r"grpo_text\.guards\.max_length_ratio"):
+        load("phantom", ["grpo_text.guards.max_length_ratio=0.5"])
+    with pytest.raises(UserError, match=r"sft\.guards: unknown key"):
+        load("phantom", ["sft.guards.window=3"])
+
+
+def settings(*rewards: TextReward, steps: int, learning_rate: float) -> GrpoTextSettings:
+    trainer = {
+        "max_steps": steps, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "num_generations": 8,
+        "learning_rate": learning_rate, "save_steps": 1,
+    }  # fmt: skip
+    chosen = {"rewards": rewards} if rewards else {}
+    return GrpoTextSettings(max_new_tokens=24, guards=Guards(window=3), trainer=trainer, **chosen)
+
+
+def run_by_hand(chosen: GrpoTextSettings, output: Path, *, pipeline_run: str) -> int:
+    paths = {"--input": {"dataset": world().dataset, "parent": world().parent}, "--output": {"checkpoint": output}}
+    named = [word for flag, given in paths.items() for name, path in given.items() for word in (flag, f"{name}={path}")]
+    return main(["grpo_text", "--settings", chosen.model_dump_json(), *named, "--run", pipeline_run])
+
+
+def test_a_reward_that_pays_for_silence_is_stopped_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("VALOR_TRACKING", "off")
+    monkeypatch.setenv("VALOR_WORK_ROOT", str(tmp_path / "work"))
+    for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
+    hopeless = settings(for_silence, steps=40, learning_rate=3e-3)
+    world()
+    capsys.readouterr()
+
+    def verdict(pipeline_run: str) -> str:
+        assert run_by_hand(hopeless, tmp_path / "checkpoint", pipeline_run=pipeline_run) == 8
+        return capsys.readouterr().err.strip().splitlines()[-1]
+
+    first = verdict("run-1")
+    assert "the share of completions that state a finding" in first
+    assert "guards.min_findings_ratio" in first
+    (work,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
+    (good,) = work.glob("checkpoint-*")
+    assert first.endswith(f"its last good checkpoint is {good}")
+    step, stopped = int(good.name.split("-")[1]), int(first.split("step ")[1].split(":")[0])
+    assert 1 < step < stopped - 1, "good is from before the fall"
+    state = json.loads((good / "trainer_state.json").read_text())
+    assert [line[STATED] for line in state["log_history"]][-1] > 0.7
+    assert not (tmp_path / "checkpoint").exists()
+
+    assert "failed for good in this run" in verdict("run-1")
+    assert f"change a setting, or delete {work}" in verdict("run-2")
+    assert good.exists()
+
+    # Fewer steps make an artifact of it.
+    shorter = hopeless.model_copy(update={"trainer": {**hopeless.trainer, "max_steps": step}})
+    assert run_by_hand(shorter, tmp_path / "shorter", pipeline_run="run-3") == 0
+    weights = dict(load_policy(tmp_path / "shorter")[0].named_parameters())
+    kept = load_file(good / "trained.safetensors")
+    assert all(torch.equal(weights[name], value) for name, value in kept.items())
+
+    # Only by hand is it continued; it loads, and falls as it did.
+    shutil.rmtree(work / "failed")
+    again = verdict("run-2")
+    assert again.split(";")[0] == first.split(";")[0]
+
+
+def test_a_healthy_run_is_not_stopped(tmp_path):
+    result = grpo_text(
+        settings(steps=12, learning_rate=3e-4), dataset=world().dataset, parent=world().parent,
+        checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    assert result.metrics["steps"] == 12
+    history = json.loads((tmp_path / "checkpoint" / "valor.json").read_text())["history"]
+    assert min(line[STATED] for line in history) > 0.7
+
+
+def test_guards_turned_off_let_it_fall(tmp_path):
+    for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
+    chosen = settings(for_silence, steps=9, learning_rate=3e-3).model_copy(update={"guards": None})
+    result = grpo_text(
+        chosen, dataset=world().dataset, parent=world().parent, checkpoint=tmp_path / "checkpoint",
+        context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    assert result.metrics["steps"] == 9

@@ -1,0 +1,142 @@
+"""Collapse guards: when a GRPO stage's policy has left the ground that it started from.
+
+A reward can be earned by falling silent or by saying everything, and the reward's own curve rises while it happens
+(docs/experiments.md tells of both). Each guard compares one number of the trainer's log, its mean over the last
+`window` steps, with its mean over the first `window`. The log is part of every trainer checkpoint, so a stage that was
+killed and continued is judged as if it had not been, and the guards keep nothing of their own.
+
+Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from valor.clinical.summary import summarise
+from valor.clinical.vocabulary import FINDINGS
+from valor.recipe import Guards
+
+STATED = "completions/stated_findings"
+"""Log key: the share of completions that state a finding; of those whose reference does, where there is a reference."""
+_NO_ABNORMALITY = ("Support Devices", "No Finding")
+_MILDER = "lower trainer.learning_rate or raise trainer.beta"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Guard:
+    """One limit of the settings: which number of the log it watches, and what to do once it is passed."""
+
+    setting: str
+    key: str
+    what: str
+    side: Literal["low", "high"]
+    scale: Literal["ratio", "rise", "absolute"]
+    advice: str
+
+    def bound(self, limit: float, *, start: float) -> float:
+        """Return the limit in the number's own unit."""
+        return {"ratio": limit * start, "rise": start + limit, "absolute": limit}[self.scale]
+
+    def passed(self, value: float, bound: float) -> bool:
+        return value < bound if self.side == "low" else value > bound
+
+
+_GUARDS = (
+    _Guard(
+        "min_findings_ratio", STATED, "the share of completions that state a finding", "low", "ratio",
+        f"reports fall silent: {_MILDER}, or make the rewards pay more for what is found",
+    ),
+    _Guard(
+        "min_length_ratio", "completions/mean_length", "tokens per completion", "low", "ratio",
+        f"reports grow short: {_MILDER}, or give length_reward more weight",
+    ),
+    _Guard(
+        "max_length_ratio", "completions/mean_length", "tokens per completion", "high", "ratio",
+        f"reports grow long: {_MILDER}, or give length_reward and repetition_reward more weight",
+    ),
+    _Guard(
+        "max_cut_rise", "completions/clipped_ratio", "the share of completions cut at max_new_tokens", "high", "rise",
+        f"reports no longer end: {_MILDER}, or give length_reward more weight",
+    ),
+    _Guard(
+        "min_entropy_ratio", "entropy", "entropy per token", "low", "ratio",
+        f"completions no longer differ, so no group has a better one: {_MILDER}, or raise trainer.temperature",
+    ),
+    _Guard(
+        "max_entropy_ratio", "entropy", "entropy per token", "high", "ratio",
+        f"completions become noise: {_MILDER}",
+    ),
+    _Guard(
+        "max_kl", "kl", "KL divergence per token from the parent", "high", "absolute",
+        f"the policy is far from its parent: {_MILDER}",
+    ),
+)  # fmt: skip
+
+
+def collapse(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> str | None:
+    """Return the verdict on a training log, in one line without the step, or None where no limit is passed.
+
+    Args:
+        log_history: the trainer's log lines; lines and keys that no guard knows are passed over.
+        guards: limits; None turns all of them off.
+    """
+    for guard, limit, start, now, _ in _levels(log_history, guards):
+        bound = guard.bound(limit, start=start)
+        if guard.passed(now, bound):
+            window = guards.window if guards else 0
+            return (
+                f"{guard.what}: {now:.3g} on average of the last {window} steps, {start:.3g} of the first; "
+                f"guards.{guard.setting} ({limit:g}) sets the limit at {bound:.3g}; {guard.advice}"
+            )
+    return None
+
+
+def healthy(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> bool:
+    """Tell whether a checkpoint of this moment may be called good, whatever comes after it.
+
+    A verdict comes some lines after the collapse began, so this asks for more: no mean is half of the way from its
+    start to its limit, and no last line, which a sudden collapse shows in first, is past the limit.
+    """
+    for guard, limit, start, now, last in _levels(log_history, guards):
+        bound = guard.bound(limit, start=start)
+        if guard.passed(now, (start + bound) / 2) or guard.passed(last, bound):
+            return False
+    return True
+
+
+def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> list[bool]:
+    """Tell of each completion whether it states a finding; those with a reference that states none are left out."""
+    return [
+        _is_abnormal(text)
+        for text, reference in zip(texts, references, strict=True)
+        if reference is None or _is_abnormal(reference)
+    ]
+
+
+def _is_abnormal(report: str) -> bool:
+    labels = summarise(report).labels
+    return any(labels.get(finding) == "positive" for finding in FINDINGS if finding not in _NO_ABNORMALITY)
+
+
+def _levels(
+    log_history: Sequence[Mapping[str, Any]], guards: Guards | None
+) -> list[tuple[_Guard, float, float, float, float]]:
+    """Return (guard, limit, mean of the first window, of the last, last value) of all that can be judged already."""
+    if guards is None:
+        return []
+    levels = []
+    for guard in _GUARDS:
+        limit = getattr(guards, guard.setting)
+        lines = [(line["step"], line[guard.key]) for line in log_history if _has(line, guard.key)]
+        # A line is the average of the steps since the one before; where that is more than a window, a line is one.
+        first = [value for step, value in lines if step <= guards.window] or [value for _, value in lines[:1]]
+        if limit is not None and len(lines) > len(first):
+            last_step, last = lines[-1]
+            recent = [value for step, value in lines if step > last_step - guards.window]
+            levels.append((guard, limit, sum(first) / len(first), sum(recent) / len(recent), last))
+    return levels
+
+
+def _has(line: Mapping[str, Any], key: str) -> bool:
+    """Tell whether a line is of a training step, and not the trainer's summary, and has the number."""
+    return "loss" in line and line.get(key) is not None

@@ -5,13 +5,18 @@ import math
 import signal
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
+from accelerate.utils import gather
 from transformers import TrainerCallback
 
 from valor import progress
 from valor.errors import GuardStop, Interrupted
 from valor.training.work import Work
+
+if TYPE_CHECKING:
+    from valor.training.launch import Team
 
 _SHOWN = ("loss", "reward", "learning_rate")
 
@@ -64,7 +69,7 @@ def require_finite(model: Any, *, step: int) -> None:
 
 
 class CommitCheckpoints(TrainerCallback):
-    """Makes the trainer's checkpoints count, at steps from which a resume is exact.
+    """Makes the trainer's checkpoints count, at steps from which a resume is exact; the processes agree on the steps.
 
     After SIGTERM it finishes the step, saves, and leaves with `Interrupted`. That is an advantage and no need: after
     SIGKILL the stage continues from the last checkpoint.
@@ -72,26 +77,50 @@ class CommitCheckpoints(TrainerCallback):
     Args:
         work: the stage's work in progress.
         every: optimizer steps between two generations; between them TRL holds completions that no checkpoint keeps.
-        told_to_end: set by SIGTERM (`sigterm`).
+        told_to_end: set by SIGTERM (`sigterm`), or what stands for it in one of several processes.
     """
 
-    def __init__(self, work: Work, *, every: int, told_to_end: threading.Event):
+    def __init__(self, work: Work, *, every: int, told_to_end: "threading.Event | Team"):
         self._work, self._every, self._told = work, every, told_to_end
         self._due = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Put a save off until the next step that a resume can start from."""
-        self._due = self._due or control.should_save or self._told.is_set()
+        self._due = self._due or control.should_save or _any_process(self._told.is_set())
         ready = state.global_step % self._every == 0 or state.global_step >= state.max_steps
         control.should_save = self._due and ready
         self._due = self._due and not ready
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Commit what the trainer has just written, then leave if told to."""
+        # Each process writes its generators' state; and nobody leaves, which ends the others, before it is committed.
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             self._work.commit(state.global_step)
-        if self._told.is_set() and state.global_step < state.max_steps:
+        if _any_process(self._told.is_set()) and state.global_step < state.max_steps:
             raise Interrupted(f"told to end at step {state.global_step} of {state.max_steps}; run again to continue")
+
+
+class KeepEpochsOrder(TrainerCallback):
+    """Tells the sampler which epoch it is, through the whole data loader, which shares it with a resumed one.
+
+    accelerate opens two wrappers on its way to the sampler. Several processes that resume within an epoch have three,
+    and would repeat the first epoch's order there.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        """Choose the epoch's order."""
+        train_dataloader.set_epoch(int(state.epoch))
+
+
+def _any_process(flag: bool) -> bool:
+    """Tell whether the flag is set in any of the processes that train together; all of them get the same answer."""
+    import torch
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    return bool(gather(torch.tensor([flag], device=state.device)).any())
 
 
 @contextlib.contextmanager

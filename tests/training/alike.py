@@ -1,0 +1,155 @@
+"""Workers for the tests of `valor.training.launch`: their draws do not depend on how many of them share a batch.
+
+`python -m alike FOLDER` is started by `accelerate launch` in place of `valor.stages.worker`. VALOR_TEST_WORKER says
+what it does: `fail`, `wait`, `interrupt` or `all`. Nothing heavy is imported before that is known.
+"""
+
+import functools
+import json
+import os
+import random
+import sys
+import time
+from pathlib import Path
+
+STEPS, STOP = 8, 5
+"""Three steps are an epoch: the checkpoint of step 5 lies within the second."""
+
+
+def sft_settings(*, processes: int):
+    from valor.recipe import SftSettings
+
+    trainer = {"max_steps": STEPS, "learning_rate": 1e-3, "save_steps": 0.5, "logging_steps": 1}
+    return SftSettings(processes=processes, trainer={**trainer, "per_device_train_batch_size": 4 // processes})
+
+
+def grpo_settings(kind: str, *, processes: int):
+    """A step has two groups of four; with two processes each group... is one's own, and in stage 2 split over both."""
+    from valor.recipe import GrpoTextSettings, GrpoVisionSettings
+
+    rows = {"text": 8, "vision": 4}[kind]
+    trainer = {
+        "max_steps": 3, "per_device_train_batch_size": rows // processes, "gradient_accumulation_steps": 1,
+        "num_generations": 4, "learning_rate": 1e-3, "save_strategy": "no",
+    }  # fmt: skip
+    if kind == "text":
+        return GrpoTextSettings(processes=processes, max_new_tokens=16, trainer=trainer)
+    return GrpoVisionSettings(
+        processes=processes, similarity="paper", tolerance=1e-4, max_new_tokens=24, trainer=trainer
+    )
+
+
+def train_grpo(kind: str, *, processes: int, path: Path, world: dict[str, str]) -> None:
+    from valor.context import Context
+    from valor.stages.grpo_text import grpo_text
+    from valor.stages.grpo_vision import grpo_vision
+
+    paths = {"dataset": Path(world["dataset"]), "parent": Path(world["parent"]), "checkpoint": path}
+    if kind == "vision":
+        paths["expert"] = Path(world["expert"])
+    function = {"text": grpo_text, "vision": grpo_vision}[kind]
+    function(
+        grpo_settings(kind, processes=processes), **paths, context=Context(work_root=str(path.with_suffix(".work")))
+    )
+
+
+def multinomial_by_place(calls: dict[str, int]):
+    """Return a stand-in for torch.multinomial: a row's draw follows from its place in the batch of all processes."""
+    import torch
+
+    def multinomial(probabilities, num_samples, **_):
+        calls["tokens"] += 1
+        first = int(os.environ.get("RANK", "0")) * len(probabilities)
+        names = [f"{calls['generations']} {calls['tokens']} {first + row}" for row in range(len(probabilities))]
+        draws = torch.tensor([[random.Random(name).random()] for name in names], dtype=torch.float64)
+        below = (probabilities.double().cumsum(1) < draws * probabilities.double().sum(1, keepdim=True)).sum(1)
+        return below.clamp(max=probabilities.shape[1] - 1)[:, None]
+
+    return multinomial
+
+
+def draw_by_place(set_attribute) -> None:
+    """Patch generation with `set_attribute(object, name, value)`."""
+    import torch
+    from transformers import GenerationMixin
+
+    calls = {"generations": 0, "tokens": 0}
+    generate = GenerationMixin.generate
+
+    @functools.wraps(generate)
+    def counted(*args, **kwargs):
+        calls["generations"] += 1
+        calls["tokens"] = 0
+        return generate(*args, **kwargs)
+
+    set_attribute(GenerationMixin, "generate", counted)
+    set_attribute(torch, "multinomial", multinomial_by_place(calls))
+
+
+def _interrupt(folder: Path) -> int:
+    """Train until the last process alone, at step STOP, sees that the parent was told to end."""
+    from valor.stages import worker
+    from valor.training import launch
+
+    asked = []
+
+    def is_set(team) -> bool:
+        asked.append(time.monotonic())
+        if os.environ["RANK"] == "0" or len(asked) < STOP:
+            return False
+        while not (team.folder / launch.TOLD).exists():
+            (team.folder.parent / "at-stop").touch()
+            assert time.monotonic() < asked[STOP - 1] + 60
+            time.sleep(0.05)
+        return True
+
+    launch.Team.is_set = is_set
+    return worker.main(folder)
+
+
+def _all(folder: Path) -> int:
+    """Train the task, then both GRPO stages in the same processes."""
+    from valor.stages import worker
+    from valor.training import launch
+
+    code = worker.main(folder)
+    draw_by_place(setattr)
+    world = json.loads(os.environ["VALOR_TEST_WORLD"])
+    for kind in ("text", "vision"):
+        work = Path(world["out"], f"{kind}-work")
+        with launch.joined(folder, {"place": str(work), "scratch": str(work), "holder": {}}):
+            train_grpo(kind, processes=2, path=Path(world["out"], kind), world=world)
+    return code
+
+
+def main(folder: Path) -> int:
+    mode, rank = os.environ["VALOR_TEST_WORKER"], os.environ["RANK"]
+    if mode == "fail" and rank == "1":
+        from valor.training.launch import write_verdict
+
+        time.sleep(0.2)
+        write_verdict(folder, rank=1, exit_code=2, error="process 1: no such study")
+        return 2
+    if mode == "fail":
+        from valor.training.launch import write_verdict
+
+        write_verdict(folder, rank=0, exit_code=1, error="process 0: RuntimeError, its connection closed")
+        time.sleep(60)
+    if mode == "wait":
+        import threading
+
+        from valor.stages.worker import _end_with_parent
+
+        Path(folder, f"{rank}.pid").write_text(str(os.getpid()))
+        threading.Thread(target=_end_with_parent).start()
+        time.sleep(60)
+    return {"interrupt": _interrupt, "all": _all}[mode](folder)
+
+
+if __name__ == "__main__":
+    code = main(Path(sys.argv[1]))
+    if os.environ["VALOR_TEST_WORKER"] in ("interrupt", "all"):
+        from valor.stages.worker import leave
+
+        leave(code)
+    os._exit(code)

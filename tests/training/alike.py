@@ -19,12 +19,17 @@ STEPS, STOP = 8, 5
 def sft_settings(*, processes: int):
     from valor.recipe import SftSettings
 
-    trainer = {"max_steps": STEPS, "learning_rate": 1e-3, "save_steps": 0.5, "logging_steps": 1}
-    return SftSettings(processes=processes, trainer={**trainer, "per_device_train_batch_size": 4 // processes})
+    trainer = {
+        "max_steps": STEPS, "learning_rate": 1e-3, "save_steps": 0.5, "logging_steps": 1,
+        "per_device_train_batch_size": 4 // processes,
+        # With a sampler that is not accelerate's own, whose epoch it would lose.
+        "train_sampling_strategy": "group_by_length",
+    }  # fmt: skip
+    return SftSettings(processes=processes, trainer=trainer)
 
 
 def grpo_settings(kind: str, *, processes: int):
-    """A step has two groups of four; with two processes each group... is one's own, and in stage 2 split over both."""
+    """A step has two groups of four in stage 1 and one in stage 2, which two processes share."""
     from valor.recipe import GrpoTextSettings, GrpoVisionSettings
 
     rows = {"text": 8, "vision": 4}[kind]

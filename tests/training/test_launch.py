@@ -10,7 +10,6 @@ from pathlib import Path
 import alike
 import psutil
 import pytest
-import torch
 from safetensors.torch import load_file
 from tiny_llava import world
 

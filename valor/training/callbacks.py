@@ -102,10 +102,11 @@ class CommitCheckpoints(TrainerCallback):
 
 
 class KeepEpochsOrder(TrainerCallback):
-    """Tells the sampler which epoch it is, through the whole data loader, which shares it with a resumed one.
+    """Tells a resumed sampler which epoch it is.
 
-    accelerate opens two wrappers on its way to the sampler. Several processes that resume within an epoch have three,
-    and would repeat the first epoch's order there.
+    The loader that skips an epoch's first batches wraps the sampler of several processes once more, and accelerate
+    finds only its own samplers in there: one of VALOR's would repeat the first epoch's order. The whole loader, which
+    shares the sampler, finds it.
     """
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:

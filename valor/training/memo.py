@@ -4,8 +4,8 @@ GRPO hands the model each image `num_generations` times, in generation and again
 in every epoch; the tower's answer never changes. The memo wraps `model.model.get_image_features` of the LLaVA family:
 the tower's features come from a bounded store, the projector (which may be trained) runs once per unique image of the
 batch. Left out: models without `vision_tower` and `multi_modal_projector` (Qwen-VL's merger sits inside its tower) and
-images of several sizes; they run as they are. So does a tower of which each of several processes holds a share (ZeRO-3):
-a hit in one process and a miss in another would leave the second waiting for the first's share. FSDP2 leaves the tower
+images of several sizes; they run as they are. So does a tower of which each of several processes holds a share
+(ZeRO-3): a hit in one and a miss in another would leave the second waiting for the first. With FSDP2 the tower stays
 whole (`valor.training.processes`).
 """
 
@@ -79,7 +79,7 @@ class TowerMemo:
         return BaseModelOutputWithPooling(pooler_output=rows)
 
     def _tower_is_sharded(self) -> bool:
-        """Tell whether this process holds only a share of the tower; all of them find the same, before their first image."""
+        """Tell, from the first image on, whether this process holds only a share of the tower; all find the same."""
         if self._sharded is None:
             self._sharded = is_sharded(self._inner.vision_tower)
             if self._sharded:

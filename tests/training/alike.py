@@ -16,7 +16,7 @@ STEPS, STOP = 8, 5
 """Three steps are an epoch: the checkpoint of step 5 lies within the second."""
 
 
-def sft_settings(*, processes: int):
+def sft_settings(*, processes: int, strategy: str = "ddp"):
     from valor.recipe import SftSettings
 
     trainer = {
@@ -25,7 +25,7 @@ def sft_settings(*, processes: int):
         # With a sampler that is not accelerate's own, whose epoch it would lose.
         "train_sampling_strategy": "group_by_length",
     }  # fmt: skip
-    return SftSettings(processes=processes, trainer=trainer)
+    return SftSettings(processes=processes, strategy=strategy, trainer=trainer)
 
 
 def grpo_settings(kind: str, *, processes: int):
@@ -112,8 +112,77 @@ def _interrupt(folder: Path) -> int:
     return worker.main(folder)
 
 
+def configured(config: dict, path: Path):
+    """Return the arguments and the workers' environment that `accelerate launch` makes of a configuration."""
+    import yaml
+    from accelerate.commands import launch
+    from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+    path.write_text(yaml.safe_dump(config))
+    arguments = launch.launch_command_parser().parse_args(["--config_file", str(path), "--module", "worker", "folder"])
+    arguments, _, _ = launch._validate_launch_command(arguments)
+    if not arguments.use_deepspeed:
+        return arguments, prepare_multi_gpu_env(arguments)
+    arguments.deepspeed_fields_from_accelerate_config = ""
+    return arguments, prepare_deepspeed_cmd_env(arguments)[1]
+
+
+def _take_cpus_for_gpus() -> None:
+    """Let accelerate use FSDP over gloo; by itself it takes FSDP on accelerators only."""
+    from accelerate.state import AcceleratorState
+    from accelerate.utils import DistributedType
+
+    plugins = []
+    init = AcceleratorState.__init__
+
+    def as_on_gpus(self, *args, fsdp_plugin=None, **kwargs):
+        init(self, *args, fsdp_plugin=fsdp_plugin, **kwargs)
+        plugins.extend([fsdp_plugin] if fsdp_plugin else [])
+        if plugins:
+            self.distributed_type, self.fsdp_plugin = DistributedType.FSDP, plugins[-1]
+
+    AcceleratorState.__init__ = as_on_gpus
+
+
+def _fsdp2(folder: Path, world: dict[str, str]) -> None:
+    """Train with FSDP2 up to STOP, and on from its checkpoint; see that it shards the language model, not the tower."""
+    from valor.context import Context
+    from valor.errors import Interrupted
+    from valor.stages.sft import sft
+    from valor.training import launch
+    from valor.training.memo import is_sharded
+    from valor.training.processes import Node, accelerate_config
+    from valor.training.trainers import ReportSFTTrainer
+
+    settings = sft_settings(processes=2, strategy="fsdp2")
+    config = accelerate_config(settings, node=Node(), zero_path=Path("unused"), cpu=False)
+    _, environment = configured(config, folder / f"fsdp2-{os.environ['RANK']}.yaml")
+    os.environ.update({name: value for name, value in environment.items() if "FSDP" in name})
+    _take_cpus_for_gpus()
+    asked, shares = [], []
+    launch.Team.is_set = lambda _: asked.append(1) or len(asked) >= STOP
+    train = ReportSFTTrainer.train
+
+    def watched(self, *args, **kwargs):
+        try:
+            return train(self, *args, **kwargs)
+        finally:
+            shares.append((is_sharded(self.model.model.vision_tower), is_sharded(self.model.model.language_model)))
+
+    ReportSFTTrainer.train = watched
+    work, path = str(Path(world["out"], "fsdp2-work")), Path(world["out"], "fsdp2")
+    paths = {"dataset": Path(world["dataset"]), "base": Path(world["base"]), "checkpoint": path}
+    with launch.joined(folder, {"place": work, "scratch": work, "holder": {}}):
+        try:
+            sft(settings, **paths, context=Context())
+        except Interrupted:
+            launch.Team.is_set = lambda _: False
+        resumed = sft(settings, **paths, context=Context()).metrics["resumed_from_step"]
+    assert (resumed, shares) == (STOP, [(False, True)] * 2), (resumed, shares)
+
+
 def _all(folder: Path) -> int:
-    """Train the task, then both GRPO stages in the same processes."""
+    """Train the task, then in the same processes both GRPO stages, and the task again with FSDP2."""
     from valor.stages import worker
     from valor.training import launch
 
@@ -124,6 +193,7 @@ def _all(folder: Path) -> int:
         work = Path(world["out"], f"{kind}-work")
         with launch.joined(folder, {"place": str(work), "scratch": str(work), "holder": {}}):
             train_grpo(kind, processes=2, path=Path(world["out"], kind), world=world)
+    _fsdp2(folder, world)
     return code
 
 

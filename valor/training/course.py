@@ -22,6 +22,7 @@ from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import TrainStage
 from valor.training import launch
 from valor.training.memo import TowerMemo
+from valor.training.processes import name_layers_to_shard
 from valor.training.rows import training_studies
 from valor.training.work import Work, open_work
 
@@ -107,6 +108,7 @@ def train(
         studies = training_studies(dataset, studies=settings.studies, seed=settings.seed)
         policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
         trainer = _build(build, policy)
+        name_layers_to_shard(trainer)
         _add_callbacks(trainer, work, told_to_end)
         resume = _latest(trainer, work)
         if resume is not None:

@@ -92,7 +92,6 @@ def accelerate_config(settings: TrainStage, *, node: Node, zero_path: Path, cpu:
         "main_process_ip": node.address or "127.0.0.1",
         "main_process_port": node.port,
         "rdzv_backend": "static",
-        "same_network": True,
         "main_training_function": "main",
         # The trainer's arguments say (`dtype: bfloat16` is autocast).
         "mixed_precision": "no",
@@ -143,3 +142,15 @@ def zero3_config() -> dict[str, Any]:
         "gradient_accumulation_steps": "auto",
         "gradient_clipping": "auto",
     }
+
+
+def name_layers_to_shard(trainer: Any) -> None:
+    """Tell FSDP2 which layers to shard one by one: those of the model's own list that it has, outside a frozen tower.
+
+    LLaVA's list names the layers of every tower that it may have, and accelerate refuses a name that the model lacks.
+    """
+    plugin = getattr(trainer.accelerator.state, "fsdp_plugin", None)
+    if plugin is None:
+        return
+    there = {type(module).__name__ for name, module in trainer.model.named_modules() if "vision_tower" not in name}
+    plugin.transformer_cls_names_to_wrap = sorted(there & set(trainer.model._no_split_modules or ()))

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
+from torch.distributed.fsdp import FSDPModule
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -26,6 +27,9 @@ class _Exact:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load a trainer checkpoint's weights through `from_pretrained`, which knows the old key names, strictly."""
         target = model or self.model  # type: ignore[attr-defined]
+        if isinstance(target, FSDPModule):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
         saved, info = type(target).from_pretrained(
             resume_from_checkpoint,
             dtype=target.dtype,

@@ -104,7 +104,7 @@ def _interrupt(folder: Path) -> int:
             return False
         while not (team.folder / launch.TOLD).exists():
             (team.folder.parent / "at-stop").touch()
-            assert time.monotonic() < asked[STOP - 1] + 60
+            assert time.monotonic() < asked[STOP - 1] + 300
             time.sleep(0.05)
         return True
 
@@ -209,7 +209,7 @@ def main(folder: Path) -> int:
         from valor.training.launch import write_verdict
 
         write_verdict(folder, rank=0, exit_code=1, error="process 0: RuntimeError, its connection closed")
-        time.sleep(60)
+        time.sleep(600)
     if mode == "wait":
         import threading
 
@@ -217,7 +217,7 @@ def main(folder: Path) -> int:
 
         Path(folder, f"{rank}.pid").write_text(str(os.getpid()))
         threading.Thread(target=_end_with_parent).start()
-        time.sleep(60)
+        time.sleep(600)
     return {"interrupt": _interrupt, "all": _all}[mode](folder)
 
 

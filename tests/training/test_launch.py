@@ -91,7 +91,7 @@ def test_the_first_verdict_of_any_process_is_the_stages_and_ends_the_others(tmp_
     begun = time.monotonic()
     with pytest.raises(UserError, match="process 1: no such study"):
         sft(tmp_path, "two", processes=2, pipeline_run="r")
-    assert time.monotonic() < begun + 55
+    assert time.monotonic() < begun + 500
     with pytest.raises(UserError, match=r"process 1: no such study .*not tried again"):
         sft(tmp_path, "two", processes=2, pipeline_run="r")
     assert not (tmp_path / "two").exists()

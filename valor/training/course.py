@@ -21,7 +21,7 @@ from valor.errors import ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import TrainStage
 from valor.training import launch
-from valor.training.memo import TowerMemo
+from valor.training.memo import TowerMemo, is_sharded
 from valor.training.processes import name_layers_to_shard
 from valor.training.rows import training_studies
 from valor.training.work import Work, open_work
@@ -253,9 +253,11 @@ def _write(
 
 def _gathered_weights(trainer: Any) -> dict[str, Any] | None:
     """Return the whole weights on the first process where each holds a share; None where each holds all of them."""
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        return trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    return None
+    if not is_sharded(trainer.model):
+        return None
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # Gathered, a tied weight is a second tensor of the same content.
+    return {name: weight for name, weight in weights.items() if name not in trainer.model.all_tied_weights_keys}
 
 
 def _metrics(trainer: Any, *, trained: Mapping[str, int], seconds: float, resume: Path | None) -> dict[str, float]:

@@ -13,6 +13,7 @@ from valor.recipe import Recipe, TaskResources
 
 RETRIES, BACKOFF = 2, "60s"
 """For nodes that vanish. A stage that failed for good leaves a marker, so that a retry ends at once."""
+TRAINING_STAGES = ("sft", "grpo_text", "grpo_vision")
 GPU_RESOURCE = "nvidia.com/gpu"
 GPU_NODE_LABEL = "cloud.google.com/gke-accelerator"
 """GKE's label of GPU pools, also set by hand on other clusters (docs/running.md)."""
@@ -22,8 +23,15 @@ def dresser(recipe: Recipe, *, target: str, image: str, env: Mapping[str, str]) 
     """Return the function that gives a task of a stage what the target needs.
 
     Raises:
-        UserError: no image for a cluster, or a GPU name that Vertex AI does not know.
+        UserError: no image for a cluster, a GPU name that Vertex AI does not know, or a stage of several nodes.
     """
+    for stage in TRAINING_STAGES:
+        nodes = getattr(recipe, stage).nodes
+        if nodes > 1:
+            raise UserError(
+                f"{stage}.nodes is {nodes}: a pipeline's task is one pod; set it to 1, or start the stage on each node "
+                "as a Kubeflow TrainJob or a Vertex AI custom job (docs/training.md)"
+            )
     if target == "local":
         from pipelines.local.codedigest import code_digest
 

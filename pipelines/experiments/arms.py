@@ -7,7 +7,7 @@ supervised training, the other half for the rewards; arms that go on with superv
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pipelines.experiments.jobs import Job, Output
@@ -115,7 +115,7 @@ class Seed:
         inputs = {"dataset": dataset or self._dataset(), "base": base}
         return Job(self._name(name), "sft", settings, ("checkpoint",), inputs).output("checkpoint")
 
-    def text(self, *, rewards: list[dict[str, Any]] | None = None, label: str = "text") -> Output:
+    def text(self, *, rewards: Sequence[Mapping[str, Any]] = (), label: str = "text") -> Output:
         """Stage 1."""
         s = self.schedule
         clinical = {"name": "clinical_agreement_reward", "options": {"invention": s.invention}}
@@ -124,7 +124,7 @@ class Seed:
             "max_new_tokens": TOKENS,
             "share": REWARDED,
             "seed": self.seed,
-            "rewards": rewards or [clinical, {"name": "gleu_reward", "weight": 0.3}, *form],
+            "rewards": list(rewards) or [clinical, {"name": "gleu_reward", "weight": 0.3}, *form],
             "trainer": {**_GRPO, "learning_rate": s.text_lr, "max_steps": s.text_steps},
         }
         inputs = {"dataset": self._dataset(), "parent": self.sft}
@@ -202,7 +202,7 @@ def _of(checkpoint: Callable[[Seed], Output]) -> Callable[[Seed], Job]:
     return lambda seed: seed.reports(checkpoint(seed))
 
 
-_LEXICAL = [
+_LEXICAL: Sequence[Mapping[str, Any]] = [
     {"name": "gleu_reward"},
     {"name": "length_reward", "weight": 0.2},
     {"name": "repetition_reward", "weight": 0.2},

@@ -61,7 +61,7 @@ def curve(
             key: found[f"truth_{key}"] for key in ("f1_micro", "f1_macro", "hallucination", "omission")
         }
     output.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(output / TABLES, subjects=np.array(subjects), **tables)
+    np.savez_compressed(output / TABLES, subjects=np.array(subjects), **tables)  # type: ignore[arg-type]
     (output / "points.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
     return {f"f1_micro/{bias}": point["f1_micro"] for bias, point in points.items()}
 

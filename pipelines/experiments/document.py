@@ -270,7 +270,7 @@ def _source(key: str) -> str:
     return {"truth": " (truth)", "report": " (report)"}.get(key.split("_")[0], "")
 
 
-def _percent(value: float) -> str:
+def _percent(value: Any) -> str:
     return f"{100 * value:.1f}"
 
 

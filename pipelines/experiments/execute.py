@@ -91,13 +91,13 @@ def _data(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path
 def _curve(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
     from pipelines.experiments.curve import curve
 
-    return curve(**inputs, output=outputs["curve"], **job.settings)
+    return curve(**inputs, output=outputs["curve"], **job.settings)  # type: ignore[arg-type]
 
 
 def _probe(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
     from pipelines.experiments.probe import probe
 
-    return probe(**inputs, output=outputs["probe"], **job.settings)
+    return probe(**inputs, output=outputs["probe"], **job.settings)  # type: ignore[arg-type]
 
 
 def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
 from pathlib import Path
+from typing import Any
 
 from pipelines.experiments.execute import execute
 from pipelines.experiments.jobs import Job
@@ -36,7 +37,7 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     say(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done; results in {root}")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipelines.local.preload.training"])
-    running: dict[multiprocessing.process.BaseProcess, tuple[Job, float]] = {}
+    running: dict[Any, tuple[Job, float]] = {}
     total, begun = len(waiting), time.monotonic()
     failed: Job | None = None
     with _environment(root), _all_end(running):

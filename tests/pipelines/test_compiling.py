@@ -10,7 +10,7 @@ from pipelines.compiling import compile_recipe
 from valor.errors import UserError
 from valor.recipe import SECTION_OF_STAGE, builtin_names, load
 
-GPU = ["resources.sft={gpus: 2, gpu_type: NVIDIA_H100_80GB, cpu: '8', memory: 64G}"]
+GPU = ["sft.processes=2", "resources.sft={gpus: 2, gpu_type: NVIDIA_H100_80GB, cpu: '8', memory: 64G}"]
 
 
 def compiled(tmp_path, recipe, target, name="pipeline.yaml", **options):

@@ -143,3 +143,18 @@ def test_a_training_tower_gets_no_memo_and_detach_gives_the_function_back(policy
     assert model.model.get_image_features == own
     model.model.vision_tower.requires_grad_(True)
     assert TowerMemo.attach(model) is None
+
+
+@pytest.mark.parametrize("sign", ["device_mesh", "ds_id"])
+def test_a_tower_shared_out_over_processes_runs_each_time_and_the_log_says_so(policy, caplog, sign):
+    model, processor = policy
+    memo = TowerMemo.attach(model)
+    inputs = batch(processor, [0])
+    setattr(next(model.model.vision_tower.parameters()), sign, object())
+    seen = count_tower_images(model)
+    losses = [model(**inputs).loss.item() for _ in range(2)]
+    assert sum(seen) == 2
+    assert (memo.hits, memo.misses) == (0, 0)
+    assert caplog.text.count("the vision tower is shared out over the processes") == 1
+    memo.detach()
+    assert model(**inputs).loss.item() == pytest.approx(losses[0], abs=1e-6)

@@ -3,8 +3,6 @@
 # ruff: noqa: PT012 - what fails here is a block: a process that did something and then died.
 
 import logging
-import os
-import sys
 from pathlib import Path
 
 import pytest
@@ -20,7 +18,6 @@ from valor.recipe import GrpoTextSettings, Lora, SftSettings
 from valor.stages.grpo_text import grpo_text
 from valor.stages.sft import sft
 from valor.training import callbacks
-from valor.training.advantages import rank_advantages
 from valor.training.trained import PARENT, WEIGHTS
 from valor.training.trainers import SimilarLengths
 
@@ -216,65 +213,3 @@ def test_an_epochs_order_does_not_depend_on_the_epochs_before():
 
     assert order(0, 1, 2) == order(2)
     assert order(2) != order(1)
-
-
-def _half_group(rank: int, folder: str) -> None:
-    """Score half of a group on one of two processes."""
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", MASTER_PORT="29517", RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
-        ACCELERATE_USE_CPU="true", OMP_NUM_THREADS="1",
-    )  # fmt: skip
-    from valor.recipe import GrpoVisionSettings
-    from valor.training import arguments
-    from valor.training.rows import grpo_rows, training_studies
-    from valor.training.trainers import RankGRPOTrainer
-
-    def letters_reward(completions, **_):
-        return [float(len(completion[0]["content"])) for completion in completions]
-
-    settings = GrpoVisionSettings(max_new_tokens=24, trainer={
-        "per_device_train_batch_size": 2, "gradient_accumulation_steps": 1, "num_generations": 4, "max_steps": 1,
-        "use_cpu": True,
-    })  # fmt: skip
-    args = arguments.grpo_arguments(
-        settings, output_dir=Path(folder) / "out", defaults=arguments.VISION_DEFAULTS, reward_weights=[1.0]
-    )
-    model, processor = load_policy(Path(sys.argv[3]))
-    rows = grpo_rows(training_studies(Path(sys.argv[4]), studies=0, seed=0), processor, prompt=PROMPT)
-    trainer = RankGRPOTrainer(
-        model=model, reward_funcs=[letters_reward], args=args, train_dataset=rows, processing_class=processor,
-        tolerance=0.0,
-    )  # fmt: skip
-    scored = {}
-    calculate = trainer._calculate_rewards
-
-    def calculated(inputs, prompts, completions, ids):
-        scored["rewards"] = calculate(inputs, prompts, completions, ids)
-        scored["unusable"] = torch.tensor([row[-1] not in trainer.eos_token_ids for row in ids])
-        return scored["rewards"]
-
-    trainer._calculate_rewards = calculated
-    trainer.model.train()
-    output = trainer._generate_and_score_completions([rows[0]] * 2)
-    torch.save({**scored, "advantages": output["advantages"]}, Path(folder) / f"{rank}.pt")
-
-
-@pytest.mark.slow
-def test_a_group_split_over_two_processes_is_ranked_as_one(tmp_path):
-    import subprocess
-
-    command = [sys.executable, __file__]
-    where = [str(tmp_path), str(world().parent), str(world().dataset)]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
-    processes = [subprocess.Popen([*command, str(rank), *where], env=environment) for rank in (0, 1)]
-    assert [process.wait(120) for process in processes] == [0, 0]
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
-    assert torch.equal(first["rewards"], second["rewards"])
-    unusable = torch.cat([first["unusable"], second["unusable"]])
-    whole = rank_advantages(first["rewards"][:, 0], group_size=4, tolerance=0.0, unusable=unusable)
-    assert whole.abs().sum() > 0
-    assert torch.equal(torch.cat([first["advantages"], second["advantages"]]), whole)
-
-
-if __name__ == "__main__":
-    _half_group(int(sys.argv[1]), sys.argv[2])

@@ -155,8 +155,8 @@ def _statements_noise(
 ) -> float | None:
     """Return how far two halves of the statements' wordings, each calibrated, disagree on a pair of reports.
 
-    For each image, its own report and another one: the median over images of the difference between the halves of what
-    the one report scores above the other. Only differences within an image matter, as within a group.
+    For each image, its own report and another one: the root mean square over images of the difference between the
+    halves of what the one report scores above the other. Only differences within an image matter, as within a group.
     """
     import numpy as np
 
@@ -173,9 +173,9 @@ def _statements_noise(
         _add_places(calibration, margins, image_embeds, read, masked=masked_sides)
         scored = Statements(margins, calibration, masked=masked)
         others = [*reports[1:], reports[0]]
-        own, other = (np.array(scored.log_probability(image_embeds, texts)) for texts in (reports, others))
-        halves.append(own - other)
-    return float(np.median(np.abs(halves[0] - halves[1])))
+        scores = [np.array(scored.log_probability(image_embeds, texts)) for texts in (reports, others)]
+        halves.append(scores[0] - scores[1])
+    return float(np.sqrt(np.mean((halves[0] - halves[1]) ** 2)))
 
 
 def _paper_noise(
@@ -184,7 +184,7 @@ def _paper_noise(
     reports: Sequence[str],
     read: Sequence[dict[str, tuple[str, str | None, str | None]]],
 ) -> float | None:
-    """Return the median difference of the plain similarity between two reports that assert the same, on one image."""
+    """Return the root mean square difference of the plain similarity of two reports that assert the same."""
     import numpy as np
 
     alike: dict[str, list[int]] = {}
@@ -195,8 +195,8 @@ def _paper_noise(
     if len(pairs) < MIN_CASES:
         return None
     images = image_embeds[[a for a, _ in pairs]]
-    own, other = (np.array(expert.paper_similarity(images, [reports[pair[i]] for pair in pairs])) for i in (0, 1))
-    return float(np.median(np.abs(own - other)))
+    scores = [np.array(expert.paper_similarity(images, [reports[pair[i]] for pair in pairs])) for i in (0, 1)]
+    return float(np.sqrt(np.mean((scores[0] - scores[1]) ** 2)))
 
 
 def _sentence_tests(

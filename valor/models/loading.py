@@ -72,16 +72,27 @@ def fastest_device() -> str:
 
 
 def save_policy(
-    model: Any, processor: Any, path: Path, *, stage: str, parents: Mapping[str, str], prompt: str, **fields: Any
+    model: Any,
+    processor: Any,
+    path: Path,
+    *,
+    stage: str,
+    parents: Mapping[str, str],
+    prompt: str,
+    weights: Mapping[str, Any] | None = None,
+    **fields: Any,
 ) -> dict[str, Any]:
-    """Write a complete checkpoint (weights, processor, generation config, prompt, `valor.json`) and return its info."""
+    """Write a complete checkpoint (weights, processor, generation config, prompt, `valor.json`) and return its info.
+
+    `weights` is the whole state dict of a model that holds only its share of it.
+    """
     backend = getattr(processor.tokenizer, "backend_tokenizer", None)
     if backend is not None:
         # How the last call padded and cut would be saved too, and a resumed stage may have made none.
         backend.no_padding()
         backend.no_truncation()
     with artifacts.full_disk_is_a_resource_error(path):
-        model.save_pretrained(path)
+        model.save_pretrained(path, state_dict=weights)
         processor.save_pretrained(path)
     write_prompt(path, prompt)
     return artifacts.write_checkpoint_info(path, stage=stage, parents=parents, **fields)

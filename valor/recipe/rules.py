@@ -63,6 +63,7 @@ def check(recipe: Recipe, source: str) -> None:
     _check_limits(recipe, source)
     for section in TRAINER_CLASS:
         check_trainer_fields(section, getattr(recipe, section).trainer, source)
+        _check_gpus(recipe, section, source)
     unknown = sorted(set(recipe.resources) - set(SECTION_OF_STAGE))
     if unknown:
         raise UserError(f"{source}: resources.{unknown[0]}: no such stage; stages are {', '.join(SECTION_OF_STAGE)}")
@@ -118,6 +119,17 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
             close = difflib.get_close_matches(field, fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{source}: {section}.trainer.{field}: {class_name} has no such field{hint}")
+
+
+def _check_gpus(recipe: Recipe, section: str, source: str) -> None:
+    """Refuse GPUs that no process uses, and processes without one."""
+    processes = getattr(recipe, section).processes
+    gpus = recipe.resources[section].gpus if section in recipe.resources else 0
+    if gpus and gpus != processes:
+        raise UserError(
+            f"{source}: resources.{section}.gpus is {gpus} and {section}.processes {processes}: each process trains on "
+            "one GPU; set both to the same number"
+        )
 
 
 def _check_limits(recipe: Recipe, source: str) -> None:

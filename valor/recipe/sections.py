@@ -161,6 +161,12 @@ class TrainStage(Section):
     """Which training subjects to use, of all of them in the order of a hash: from the first bound up to the second."""
     max_new_tokens: Positive = 128
     dtype: Literal["float32", "bfloat16"] = "float32"
+    processes: Positive = 1
+    """Processes on each node, one per GPU; a step's batch grows with them (docs/training.md)."""
+    nodes: Positive = 1
+    """Machines that train together; more than one outside a pipeline only."""
+    strategy: Literal["ddp", "fsdp2", "zero3"] = "ddp"
+    """What several processes share: nothing, or weights, gradients and optimizer by FSDP2 or DeepSpeed ZeRO-3."""
     seed: int = 0
 
 

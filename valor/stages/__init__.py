@@ -17,6 +17,7 @@ from valor import artifacts, progress
 from valor.context import Context
 from valor.errors import ResourceError, UserError, ValorError
 from valor.recipe import SECTION_OF_STAGE, parse_section
+from valor.training.processes import node_of
 
 STAGES = tuple(SECTION_OF_STAGE)
 VERBOSE_ERRORS = "VALOR_VERBOSE_ERRORS"
@@ -77,8 +78,11 @@ def run(
     with _log_to_file(context.task or stage), _verdict(stage):
         progress.emit("start", stage=stage)
         settings = parse_section(stage, settings_json)
-        function = getattr(importlib.import_module(f"valor.stages.{stage}"), stage)
+        function = function_of(stage)
         _check_names(stage, function, [*inputs, *outputs, *values])
+        if node_of(settings).rank > 0:
+            # The first node records and stamps what all of them make.
+            return function(settings, **inputs, **outputs, **values, context=context)
         given = stamps_of(inputs, verify=True)
         parents = {name: stamp["digest"] for name, stamp in given.items()}
         with stage_run(stage, settings=settings, context=context, inputs=given, values=values) as tracked:
@@ -107,6 +111,11 @@ def run(
         result.cleanup()
         progress.emit("end", metrics={k: float(v) for k, v in result.metrics.items()}, values=dict(result.values))
     return result
+
+
+def function_of(stage: str) -> Callable[..., StageResult]:
+    """Return the function of a stage."""
+    return getattr(importlib.import_module(f"valor.stages.{stage}"), stage)
 
 
 def _check_names(stage: str, function: Callable[..., StageResult], given: Sequence[str]) -> None:
@@ -149,21 +158,21 @@ def _verdict(stage: str) -> Iterator[None]:
             yield
     except ValorError as error:
         progress.emit("fail", exit_code=error.exit_code, error=str(error))
-        _print_traceback(error)
+        print_traceback(error)
         raise
     except MemoryError as error:
         wrapped = ResourceError(f"{stage}: out of memory; lower the batch size in the recipe or use a larger machine")
         progress.emit("fail", exit_code=wrapped.exit_code, error=str(wrapped))
-        _print_traceback(error)
+        print_traceback(error)
         raise wrapped from error
     except Exception as error:
         # An unexpected error's text may quote data, so only its type leaves the log.
         progress.emit("fail", exit_code=1, error=f"{stage}: {type(error).__name__}; the traceback is in the task's log")
-        _print_traceback(error)
+        print_traceback(error)
         raise
 
 
-def _print_traceback(error: BaseException) -> None:
+def print_traceback(error: BaseException) -> None:
     """Print the traceback; a full disk under the log does not replace the error.
 
     An unexpected error may quote a report, so of each one in the chain only frames and type are printed, unless

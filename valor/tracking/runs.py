@@ -179,6 +179,22 @@ def log_metrics(metrics: Mapping[str, float], step: int) -> None:
         _active.log_metrics(metrics, step)
 
 
+@contextlib.contextmanager
+def attached(stage: str, run_id: str) -> Iterator[None]:
+    """Record this process's metrics in a run that its parent has opened and will close; "" records nothing.
+
+    Raises:
+        ServiceError: the store does not take the last of them.
+    """
+    global _active
+    _active = StageRun(stage=stage, run_id=run_id, code={})
+    try:
+        yield
+        _active.flush()
+    finally:
+        _active = None
+
+
 def active() -> StageRun | None:
     """Return the run of the stage that runs in this process, or None outside a stage."""
     return _active

@@ -46,6 +46,8 @@ _COMMON: dict[str, Any] = {
     "logging_nan_inf_filter": False,
     "dataloader_num_workers": 0,
     "dataloader_pin_memory": False,
+    # All that trains takes part in every step, so several processes need not look for what did not.
+    "ddp_find_unused_parameters": False,
     "disable_tqdm": True,
     "logging_strategy": "steps",
 }

@@ -8,8 +8,10 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from accelerate import PartialState
+from accelerate.utils import gather
 from transformers import TrainerCallback
 
 from valor import progress
@@ -22,6 +24,9 @@ log = logging.getLogger(__name__)
 
 GRACE_S = 20.0
 """How long step and save may take after SIGTERM: Kubernetes kills 30 s after it unless told otherwise."""
+if TYPE_CHECKING:
+    from valor.training.launch import Team
+
 _SHOWN = ("loss", "reward", "learning_rate")
 
 
@@ -86,7 +91,7 @@ def require_finite(model: Any, *, step: int) -> None:
 
 
 class CommitCheckpoints(TrainerCallback):
-    """Makes the trainer's checkpoints count, at steps from which a resume is exact.
+    """Makes the trainer's checkpoints count, at steps from which a resume is exact; the processes agree on the steps.
 
     After SIGTERM it finishes the step, saves, and leaves with `Interrupted`, if there is time (`sigterm`). That is an
     advantage and no need: after SIGKILL the stage continues from the last checkpoint.
@@ -94,27 +99,52 @@ class CommitCheckpoints(TrainerCallback):
     Args:
         work: the stage's work in progress.
         every: optimizer steps between two generations; between them TRL holds completions that no checkpoint keeps.
-        told_to_end: set by SIGTERM (`sigterm`).
+        told_to_end: set by SIGTERM (`sigterm`), or what stands for it in one of several processes.
         guards: say which checkpoints are good.
     """
 
-    def __init__(self, work: Work, *, every: int, told_to_end: threading.Event, guards: Guards | None = None):
+    def __init__(self, work: Work, *, every: int, told_to_end: "threading.Event | Team", guards: Guards | None = None):
         self._work, self._every, self._told, self._guards = work, every, told_to_end, guards
         self._due = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Put a save off until the next step that a resume can start from."""
-        self._due = self._due or control.should_save or self._told.is_set()
+        self._due = self._due or control.should_save or _any_process(self._told.is_set())
         ready = state.global_step % self._every == 0 or state.global_step >= state.max_steps
         control.should_save = self._due and ready
         self._due = self._due and not ready
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Commit what the trainer has just written, then leave if told to."""
+        # Each process writes its generators' state; and nobody leaves, which ends the others, before it is committed.
+        PartialState().wait_for_everyone()
         if state.is_world_process_zero:
             self._work.commit(state.global_step, good=healthy(state.log_history, self._guards))
-        if self._told.is_set() and state.global_step < state.max_steps:
+        if _any_process(self._told.is_set()) and state.global_step < state.max_steps:
             raise Interrupted(f"told to end at step {state.global_step} of {state.max_steps}; run again to continue")
+
+
+class KeepEpochsOrder(TrainerCallback):
+    """Tells a resumed sampler which epoch it is.
+
+    The loader that skips an epoch's first batches wraps the sampler of several processes once more, and accelerate
+    finds only its own samplers in there: one of VALOR's would repeat the first epoch's order. The whole loader, which
+    shares the sampler, finds it.
+    """
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
+        """Choose the epoch's order."""
+        train_dataloader.set_epoch(int(state.epoch))
+
+
+def _any_process(flag: bool) -> bool:
+    """Tell whether the flag is set in any of the processes that train together; all of them get the same answer."""
+    import torch
+
+    state = PartialState()
+    if state.num_processes == 1:
+        return flag
+    return bool(gather(torch.tensor([flag], device=state.device)).any())
 
 
 @contextlib.contextmanager

@@ -20,10 +20,12 @@ from valor.data.manifest import Study
 from valor.errors import ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import Guards, Lora, TrainStage
+from valor.training import launch
 from valor.training.lora import lora_config, merge_adapters
-from valor.training.memo import TowerMemo
+from valor.training.memo import TowerMemo, is_sharded
+from valor.training.processes import name_layers_to_shard
 from valor.training.rows import training_studies
-from valor.training.work import open_work
+from valor.training.work import Work, open_work
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,7 @@ def train(
         ResourceError: out of memory or disk.
         Interrupted: SIGTERM; run again to continue.
     """
-    from valor.training.callbacks import require_finite, sigterm
+    from valor.training.callbacks import require_finite
 
     digests = {name: artifacts.read_stamp(path)["digest"] for name, path in {"dataset": dataset, **parents}.items()}
     identity = {
@@ -86,11 +88,16 @@ def train(
         "code": artifacts.digest_code([part.format(stage=stage) for part in _CODE], _LIBRARIES),
     }
     work_root = context.work_root or str(home() / "work")
+    if launch.team() is None and settings.processes * settings.nodes > 1:
+        inputs = {"dataset": dataset, **parents}
+        return launch.train(
+            stage, settings, identity=identity, inputs=inputs, checkpoint=checkpoint, context=context,
+            work_root=work_root,
+        )  # fmt: skip
     with (
-        open_work(work_root, identity=identity, pipeline_run=context.pipeline_run) as work,
+        _held(work_root, identity=identity, pipeline_run=context.pipeline_run) as (work, told_to_end),
         _deterministic(settings.seed),
         _out_of_memory_is_a_resource_error(stage),
-        sigterm() as told_to_end,
         warnings.catch_warnings(),
     ):
         # transformers and TRL warn about each other's old names at every step.
@@ -106,8 +113,9 @@ def train(
         trainer = _build(build, policy)
         trainer.parent = digests[next(iter(parents))]
         trained = {"trained": _count_trained(trainer.model), "total": total}
+        name_layers_to_shard(trainer)
         _add_callbacks(trainer, work, told_to_end, guards=getattr(settings, "guards", None))
-        resume = work.latest()
+        resume = _latest(trainer, work)
         if resume is not None:
             log.info("%s: continuing from %s", stage, resume.name)
         if resume is None or not _restore_finished(trainer, resume):
@@ -120,6 +128,19 @@ def train(
         merge_adapters(trainer.model, processor, studies, prompt=policy.prompt)
         _write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
     return metrics, work.remove
+
+
+@contextlib.contextmanager
+def _held(work_root: str, *, identity: dict[str, Any], pipeline_run: str) -> Iterator[tuple[Work, Any]]:
+    """Hold the work in progress and listen for SIGTERM; for one of several processes its parent does both."""
+    from valor.training.callbacks import sigterm
+
+    team = launch.team()
+    if team is not None:
+        yield team.work, team
+        return
+    with open_work(work_root, identity=identity, pipeline_run=pipeline_run) as work, sigterm() as told_to_end:
+        yield work, told_to_end
 
 
 def choose_trained(model: Any, *, projector_only: bool) -> None:
@@ -176,13 +197,29 @@ def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
 
 def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards | None) -> None:
     from valor.training.arguments import steps_between_saves
-    from valor.training.callbacks import CommitCheckpoints, ReportProgress, StopOnCollapse, StopOnNan
+    from valor.training.callbacks import (
+        CommitCheckpoints,
+        KeepEpochsOrder,
+        ReportProgress,
+        StopOnCollapse,
+        StopOnNan,
+    )
 
     every = steps_between_saves(trainer.args)
     trainer.add_callback(StopOnNan())
     trainer.add_callback(StopOnCollapse(guards))
-    trainer.add_callback(ReportProgress())
+    trainer.add_callback(KeepEpochsOrder())
+    if trainer.is_world_process_zero():
+        trainer.add_callback(ReportProgress())
     trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end, guards=guards))
+
+
+def _latest(trainer: Any, work: Work) -> Path | None:
+    """Return the checkpoint to continue from; the first of several processes looks for all of them."""
+    from accelerate.utils import broadcast_object_list
+
+    found = [work.latest() if trainer.is_world_process_zero() else None]
+    return broadcast_object_list(found)[0]
 
 
 def _restore_finished(trainer: Any, resume: Path) -> bool:
@@ -210,9 +247,12 @@ def _write(
     digests: Mapping[str, str],
     trained: Mapping[str, int],
 ) -> None:
-    """Write the checkpoint artifact, whole or not at all."""
+    """Write the checkpoint artifact, whole or not at all; the first of several processes does it for all."""
     from valor.training.arguments import effective
 
+    weights = _gathered_weights(trainer)
+    if not trainer.is_world_process_zero():
+        return
     parents = {name: digest for name, digest in digests.items() if name != "dataset"}
     with artifacts.atomic_dir(checkpoint) as folder:
         save_policy(
@@ -222,6 +262,7 @@ def _write(
             stage=stage,
             parents=parents,
             prompt=policy.prompt,
+            weights=weights,
             dataset_digest=digests["dataset"],
             settings=settings.model_dump(mode="json"),
             trainer=effective(trainer.args),
@@ -229,6 +270,15 @@ def _write(
             studies=len(policy.studies),
             history=_history(trainer.state.log_history),
         )
+
+
+def _gathered_weights(trainer: Any) -> dict[str, Any] | None:
+    """Return the whole weights on the first process where each holds a share; None where each holds all of them."""
+    if not is_sharded(trainer.model):
+        return None
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # Gathered, a tied weight is a second tensor of the same content.
+    return {name: weight for name, weight in weights.items() if name not in trainer.model.all_tied_weights_keys}
 
 
 def _metrics(trainer: Any, *, trained: Mapping[str, int], seconds: float, resume: Path | None) -> dict[str, float]:

@@ -69,6 +69,7 @@ class Lease:
         name: what the lease protects, for the error.
         clock: seconds since the epoch.
         sleep: waits for some seconds.
+        holder: who holds it, where that is not this process but its parent.
     """
 
     def __init__(
@@ -80,10 +81,11 @@ class Lease:
         name: str,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], None] = time.sleep,
+        holder: dict[str, Any] | None = None,
     ):
         self._read, self._write, self._delete, self._name = read, write, delete, name
         self._clock, self._sleep = clock, sleep
-        self._me = this_process()
+        self.holder = this_process() if holder is None else holder
         self._done = threading.Event()
 
     @contextlib.contextmanager
@@ -147,13 +149,13 @@ class Lease:
             )
 
     def _put(self) -> None:
-        self._write(json.dumps({**self._me, "renewed": self._clock()}))
+        self._write(json.dumps({**self.holder, "renewed": self._clock()}))
 
     def _holder_is_me(self) -> bool:
         return self._is_me(_parse(self._read()))
 
     def _is_me(self, holder: dict[str, Any]) -> bool:
-        return all(holder.get(key) == value for key, value in self._me.items())
+        return all(holder.get(key) == value for key, value in self.holder.items())
 
     def _renew(self) -> None:
         while not self._done.wait(RENEW_S):

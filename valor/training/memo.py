@@ -4,13 +4,18 @@ GRPO hands the model each image `num_generations` times, in generation and again
 in every epoch; the tower's answer never changes. The memo wraps `model.model.get_image_features` of the LLaVA family:
 the tower's features come from a bounded store, the projector (which may be trained) runs once per unique image of the
 batch. Left out: models without `vision_tower` and `multi_modal_projector` (Qwen-VL's merger sits inside its tower) and
-images of several sizes; they run as they are. Under FSDP or ZeRO-3 hits differ per rank, so keep the tower unsharded.
+images of several sizes; they run as they are. So does a tower of which each of several processes holds a share
+(ZeRO-3): a hit in one and a miss in another would leave the second waiting for the first. With FSDP2 the tower stays
+whole (`valor.training.processes`).
 """
 
 import functools
 import hashlib
+import logging
 from collections import OrderedDict
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 DEFAULT_LIMIT_BYTES = 1 << 30
 
@@ -27,6 +32,7 @@ class TowerMemo:
         self._original = self._inner.get_image_features
         self._limit_bytes, self._bytes = limit_bytes, 0
         self._store: OrderedDict[tuple, Any] = OrderedDict()
+        self._sharded: bool | None = None
         self.hits = self.misses = 0
 
     @classmethod
@@ -59,7 +65,7 @@ class TowerMemo:
 
         plain = pixel_values.ndim == 4 and kwargs.get("image_sizes") is None and kwargs.get("return_dict", True)
         asked = any(kwargs.get(f"output_{what}") for what in ("hidden_states", "attentions"))
-        if args or asked or not plain:
+        if args or asked or not plain or self._tower_is_sharded():
             return self._original(pixel_values, *args, **kwargs)
         keys = _keys(pixel_values, kwargs)
         place: dict[tuple, int] = {}
@@ -71,6 +77,17 @@ class TowerMemo:
         projected = self._inner.multi_modal_projector(torch.cat(features))
         rows: Any = [projected[place[key]] for key in keys]
         return BaseModelOutputWithPooling(pooler_output=rows)
+
+    def _tower_is_sharded(self) -> bool:
+        """Tell, from the first image on, whether this process holds only a share of the tower; all find the same."""
+        if self._sharded is None:
+            self._sharded = is_sharded(self._inner.vision_tower)
+            if self._sharded:
+                log.warning(
+                    "the vision tower is shared out over the processes, so it runs again for each image of each batch; "
+                    "strategy ddp or fsdp2 keeps it whole and runs it once per image"
+                )
+        return self._sharded
 
     def _features(self, key: tuple, pixel_values: Any, kwargs: dict[str, Any]) -> Any:
         """Return the projector's input for one image, (1, tokens, width)."""
@@ -107,6 +124,11 @@ class TowerMemo:
             hook.remove()
             tower.train(training)
         return caught[0].detach()
+
+
+def is_sharded(module: Any) -> bool:
+    """Tell whether a parameter is a DTensor (FSDP2) or a partition of DeepSpeed's (ZeRO-3)."""
+    return any(hasattr(parameter, "device_mesh") or hasattr(parameter, "ds_id") for parameter in module.parameters())
 
 
 def _keys(pixel_values: Any, kwargs: dict[str, Any]) -> list[tuple]:

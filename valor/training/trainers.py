@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from accelerate.utils import gather
+from torch.distributed.fsdp import FSDPModule
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
@@ -42,6 +43,9 @@ class _Exact:
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load what `_save` has written: transformers would look for a whole model, and ignore names it lacks."""
         target = model or self.model  # type: ignore[attr-defined]
+        if isinstance(target, FSDPModule):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
+            return
         load_trained(target, Path(resume_from_checkpoint), parent=self.parent)
 
     def _load_best_model(self) -> None:

@@ -13,7 +13,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,11 @@ class Work:
     def __init__(self, place: str, scratch: Path, lease: Lease):
         self.place, self.scratch, self._lease = place, scratch, lease
         self._remote = storage.is_remote(place)
+
+    @property
+    def ticket(self) -> dict[str, Any]:
+        """What a process that works for this one needs to commit (`join_work`); JSON-able."""
+        return {"place": self.place, "scratch": str(self.scratch), "holder": self._lease.holder}
 
     def commit(self, step: int, *, good: bool = True) -> None:
         """Make `checkpoint-<step>` count: everything on disk first, then the manifest; drop old ones.
@@ -87,7 +92,7 @@ class Work:
         """Remove all of it, after the block of `open_work`: the stage's artifact is stamped, nobody needs it again."""
         files = _Files(self.place)
         try:
-            with _lease(files, name=self.place):
+            with _held(files, name=self.place):
                 files.remove_all()
         except (UserError, ServiceError) as error:
             # The artifact stands. Another process may have begun the same stage, or the store be away.
@@ -141,8 +146,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
         GuardStop: a guard stopped the block, or an earlier try with the same identity in whichever run.
         ValorError: the verdict of an earlier try within the same pipeline run.
     """
-    digest = artifacts.digest_value(identity)[:32]
-    place = f"{work_root.rstrip('/')}/{digest}"
+    place = place_of(work_root, identity)
     files = _Files(place)
     with contextlib.ExitStack() as stack:
         if files.remote:
@@ -150,7 +154,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
         else:
             scratch = Path(place)
             scratch.mkdir(parents=True, exist_ok=True)
-        work = Work(place, scratch, stack.enter_context(_lease(files, name=place)))
+        work = Work(place, scratch, stack.enter_context(_held(files, name=place)))
         _repeat_verdict(files, pipeline_run)
         try:
             yield work
@@ -165,19 +169,34 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
             raise
 
 
-@contextlib.contextmanager
-def _lease(files: "_Files", *, name: str) -> Iterator[Lease]:
-    lease = Lease(
+def place_of(work_root: str, identity: dict[str, Any]) -> str:
+    """Return where the work in progress of an identity lies."""
+    return f"{work_root.rstrip('/')}/{artifacts.digest_value(identity)[:32]}"
+
+
+def join_work(ticket: Mapping[str, Any]) -> Work:
+    """Return the work in progress that another process holds, for one that works for it (`Work.ticket`)."""
+    lease = _lease(_Files(ticket["place"]), name=ticket["place"], holder=ticket["holder"])
+    return Work(ticket["place"], Path(ticket["scratch"]), lease)
+
+
+def _lease(files: "_Files", *, name: str, holder: dict[str, Any] | None = None) -> Lease:
+    return Lease(
         read=lambda: files.read(LEASE),
         write=lambda text: files.write(LEASE, text),
         delete=lambda: files.delete(LEASE),
         name=name,
+        holder=holder,
     )
+
+
+@contextlib.contextmanager
+def _held(files: "_Files", *, name: str) -> Iterator[Lease]:
     guard = None
     if not files.remote:
         # Beside the place, not in it: the place itself is removed at the end.
         guard = Path(f"{files.place}.lock")
-    with lease.held(guard):
+    with _lease(files, name=name).held(guard) as lease:
         yield lease
 
 

@@ -2,7 +2,8 @@
 
 * `_Exact`: a resume restores the weights (transformers loads LLaVA's checkpoints with `strict=False`, and their key
   names match nothing), the order of the data, and TRL's step counter; nothing is sent to anybody.
-* `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length.
+* `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length, and GRPO's
+  loss computes a shared prompt once (`valor.training.prompts`).
 * `RankGRPOTrainer`: stage 2, advantages from ranks (`valor.training.advantages`).
 """
 
@@ -18,6 +19,9 @@ from trl.trainer.utils import RepeatSampler
 from valor.errors import IntegrityError
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
+from valor.training.prompts import can_share, packed_log_probabilities
+
+_IMAGES = ("pixel_values", "num_images")
 
 
 class _Exact:
@@ -114,10 +118,11 @@ class EpochRepeatSampler(RepeatSampler):
 
 
 class ReportGRPOTrainer(_Exact, GRPOTrainer):
-    """GRPO that resumes exactly."""
+    """GRPO that resumes exactly, and whose loss computes the prompt that completions share once."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._shares = can_share(self.accelerator.unwrap_model(self.model))
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_hide_rows)
 
     def _get_train_sampler(self, dataset: Any = None) -> EpochRepeatSampler:
@@ -136,6 +141,30 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         if checkpoint is not None:
             # The counter that says when to generate; TRL starts it at 0 again.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: "torch.Tensor",
+        attention_mask: "torch.Tensor",
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **inputs: Any,
+    ) -> tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]:
+        pixels, counts = inputs.get("pixel_values"), inputs.get("num_images")
+        others = [key for key, value in inputs.items() if key not in _IMAGES and value not in (None, False)]
+        whole = batch_size is None or batch_size >= len(input_ids)
+        if self._shares and whole and not others and counts and len(pixels) == sum(counts):
+            with self.accelerator.autocast():
+                found = packed_log_probabilities(
+                    model, input_ids, attention_mask, logits_to_keep, pixel_values=pixels, num_images=counts
+                )
+            if found is not None:
+                return *found, None
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **inputs
+        )
 
 
 class RankGRPOTrainer(ReportGRPOTrainer):

@@ -1,7 +1,7 @@
 # `make` alone explains. Every target sets itself up in .venv; nothing global is touched.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help demo test check lint compile experiments ui clean
+.PHONY: help demo test check lint compile experiments bench ui clean
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
@@ -10,6 +10,8 @@ RECIPE ?= phantom
 TORCH ?= torch==2.13.0
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+# `make bench` scores these Open-i reports too, where the folder is there.
+OPENI ?= ../shared/data/openi
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
@@ -42,6 +44,12 @@ experiments: $(VENV)/.train ## Compare the recipe with baselines and ablations o
 compile: $(VENV)/.base ## Compile the recipe for Kubeflow and Vertex AI into build/ (needs no torch)
 	@$(BIN)/valor compile $(RECIPE) --target kfp -o build/$(notdir $(basename $(RECIPE)))-kfp.yaml
 	@$(BIN)/valor compile $(RECIPE) --target vertex -o build/$(notdir $(basename $(RECIPE)))-vertex.yaml
+
+bench: $(VENV)/.dev ## Measure speed and memory against stock TRL into docs/benchmarks.md (about 15 minutes; resumes)
+	@$(BIN)/python tests/benchmarks/rewards.py $(if $(wildcard $(OPENI)),--openi $(OPENI))
+	@$(BIN)/python tests/benchmarks/step.py
+	@$(BIN)/python tests/benchmarks/memory.py
+	@$(BIN)/python tests/benchmarks/document.py
 
 ui: $(VENV)/.train ## Open MLflow on the runs and models in .valor
 	@$(BIN)/valor ui

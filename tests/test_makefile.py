@@ -25,6 +25,7 @@ def test_make_alone_explains_every_target():
         ("test", "-m pytest"),
         ("check", "lint-imports"),
         ("compile", "--target vertex"),
+        ("bench", "tests/benchmarks/document.py"),
         ("ui", "bin/valor ui"),
     ],
 )

@@ -1,5 +1,7 @@
 """The tower's memo: the same answers with less work."""
 
+import logging
+
 import pytest
 import torch
 from tiny_llava import world
@@ -158,3 +160,37 @@ def test_a_tower_shared_out_over_processes_runs_each_time_and_the_log_says_so(po
     assert caplog.text.count("the vision tower is shared out over the processes") == 1
     memo.detach()
     assert model(**inputs).loss.item() == pytest.approx(losses[0], abs=1e-6)
+
+
+def test_several_images_per_prompt(policy):
+    model, processor = policy
+    studies = read_studies(world().dataset, split="train")
+    text = processor.apply_chat_template(messages(prompt_of(world().base)), add_generation_prompt=True)
+    text = text.replace("<image>", "<image><image>") + studies[0].text
+    images = [[model_pixels(studies[row], processor) for row in pair] for pair in ([0, 1], [1, 0], [0, 1])]
+    inputs = processor(text=[text] * 3, images=images, return_tensors="pt", padding=True)
+    inputs["labels"] = inputs["input_ids"]
+    expected = model(**inputs).logits
+    assert not torch.allclose(expected[0], expected[1]), "the images' order matters"
+    memo = TowerMemo.attach(model)
+    torch.testing.assert_close(model(**inputs).logits, expected, rtol=1e-4, atol=1e-5)
+    assert memo.misses == 2
+
+
+def test_under_autocast_as_close_as_bfloat16_is(policy):
+    model, processor = policy
+    inputs = batch(processor, [0, 1, 0])
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = model(**inputs).logits
+        TowerMemo.attach(model)
+        torch.testing.assert_close(model(**inputs).logits, expected, rtol=0.02, atol=0.05)
+
+
+def test_the_log_says_why_there_is_no_memo(policy, caplog):
+    model, _ = policy
+    model.model.vision_tower.requires_grad_(True)
+    with caplog.at_level(logging.INFO):
+        assert TowerMemo.attach(model) is None
+        assert TowerMemo.attach(torch.nn.Linear(1, 1)) is None
+    assert "LlavaForConditionalGeneration: its vision tower trains" in caplog.text
+    assert "Linear: not of the LLaVA family" in caplog.text

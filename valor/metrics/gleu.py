@@ -4,6 +4,7 @@ All n-grams of 1 to 4 words are pooled; the score is the smaller of precision an
 hypothesis, words as in `valor.metrics.words`.
 """
 
+import itertools
 from collections import Counter
 
 from valor.metrics.words import words
@@ -25,16 +26,12 @@ def gleu(*, refs: list[str], hyps: list[str]) -> list[float]:
 
 def ngrams(tokens: list[str]) -> Counter[tuple[str, ...]]:
     """Count the n-grams of 1 to 4 tokens."""
-    counts: Counter[tuple[str, ...]] = Counter()
-    for n in range(1, MAX_N + 1):
-        counts.update(zip(*(tokens[i:] for i in range(n)), strict=False))
-    return counts
+    shifted = [tokens[i:] for i in range(MAX_N)]
+    return Counter(itertools.chain.from_iterable(zip(*shifted[:n], strict=False) for n in range(1, MAX_N + 1)))
 
 
 def _score(ref: Counter[tuple[str, ...]], hyp: Counter[tuple[str, ...]]) -> float:
     larger = max(ref.total(), hyp.total())
     if not larger:
         return 0.0
-    small, large = (ref, hyp) if len(ref) < len(hyp) else (hyp, ref)
-    shared = sum(min(count, large[gram]) for gram, count in small.items() if gram in large)
-    return shared / larger
+    return sum(min(ref[gram], hyp[gram]) for gram in ref.keys() & hyp.keys()) / larger

@@ -4,6 +4,7 @@ That is what R2Gen's cleaner leaves (Chen et al. 2020), after which published BL
 of list items goes too. Redaction marks (XXXX) are dropped, since no model should learn them.
 """
 
+import functools
 import re
 
 _LISTING = re.compile(r"(?:^|(?<=[\s.]))\d{1,2}\.(?=\s)")
@@ -12,9 +13,16 @@ _WORD = re.compile(r"[a-z0-9]+(?:[.'/-][a-z0-9]+)*")
 
 def words(text: str) -> list[str]:
     """Return the words of a text, lower-cased, in order."""
-    return [w for w in _WORD.findall(_LISTING.sub(" ", text.lower())) if w.strip("x") or len(w) < 3]
+    return list(_words(text))
 
 
 def clean(text: str) -> str:
     """Return the words of a text joined by single spaces."""
     return " ".join(words(text))
+
+
+# Several metrics read one text in turn, and a reference is read once per candidate.
+@functools.lru_cache(maxsize=8192)
+def _words(text: str) -> tuple[str, ...]:
+    found = _WORD.findall(_LISTING.sub(" ", text.lower()))
+    return tuple(word for word in found if "x" not in word or word.strip("x") or len(word) < 3)

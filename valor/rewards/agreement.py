@@ -43,6 +43,8 @@ def _sum(reference: Summary, candidate: Summary, weights: AgreementWeights) -> f
     for finding in OBSERVATIONS:
         expected = reference.labels.get(finding)
         stated = candidate.labels.get(finding)
+        if expected is None and stated is None:
+            continue
         due, given = _PRESENCE.get(expected or "", 0.0), _PRESENCE.get(stated or "", 0.0)
         total += weights.true_positive * min(due, given)
         total -= weights.omission * max(due - given, 0.0) + weights.invention * max(given - due, 0.0)

@@ -14,7 +14,7 @@ from typing import Any
 from valor.clinical.summary import summarise
 from valor.errors import UserError
 from valor.metrics.gleu import gleu
-from valor.metrics.words import words
+from valor.metrics.words import clean, words
 from valor.recipe import TextReward
 from valor.rewards.agreement import AgreementWeights, agreement
 from valor.rewards.completions import completion_text, were_cut
@@ -73,7 +73,7 @@ def _count(text: str) -> int:
 def _distinct(text: str) -> float:
     tokens = words(text)
     grams = Counter(zip(*(tokens[i:] for i in range(REPEAT_N)), strict=False))
-    sentences = Counter(" ".join(words(s)) for s in text.split(".") if words(s))
+    sentences = Counter(joined for sentence in text.split(".") if (joined := clean(sentence)))
     shares = [len(c) / c.total() for c in (grams, sentences) if c]
     return min(shares, default=1.0)
 

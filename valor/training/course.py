@@ -1,7 +1,8 @@
 """What the three training stages share: identity, seeds, freezing, resume, the checkpoint artifact, the numbers.
 
 A stage says which parts train and builds its trainer; everything else happens here, in this order: hold the work in
-progress, load the parent, freeze, attach the tower's memo, resume or begin, train, write the checkpoint artifact.
+progress, load the parent, freeze, attach what spares work (the tower's memo, shared prompts), resume or begin, train,
+write the checkpoint artifact.
 """
 
 import contextlib
@@ -24,6 +25,7 @@ from valor.training import launch
 from valor.training.lora import lora_config, merge_adapters
 from valor.training.memo import TowerMemo, is_sharded
 from valor.training.processes import name_layers_to_shard
+from valor.training.prompts import SharedPrompts
 from valor.training.rows import training_studies
 from valor.training.work import Work, open_work
 
@@ -107,7 +109,7 @@ def train(
         model, processor = load_policy(parent)
         choose_trained(model, projector_only=projector_only)
         total = sum(parameter.numel() for parameter in model.parameters())
-        memo = TowerMemo.attach(model)
+        speedups = [part for part in (TowerMemo.attach(model), SharedPrompts.attach(model)) if part is not None]
         studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
         policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
         trainer = _build(build, policy)
@@ -120,8 +122,8 @@ def train(
             log.info("%s: continuing from %s", stage, resume.name)
         if resume is None or not _restore_finished(trainer, resume):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-        if memo is not None:
-            memo.detach()
+        for speedup in speedups:
+            speedup.detach()
         metrics = _metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
         # Steps behind the last log line and the last save went unseen.
         require_finite(trainer.model, step=trainer.state.global_step)

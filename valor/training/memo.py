@@ -10,10 +10,11 @@ whole (`valor.training.processes`).
 """
 
 import functools
-import hashlib
 import logging
 from collections import OrderedDict
 from typing import Any
+
+from valor.training.prompts import digests
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,10 @@ class TowerMemo:
         """Put a memo around a model's image features; None where the tower trains or the architecture has none."""
         inner: Any = getattr(model, "model", None)
         if not (hasattr(inner, "vision_tower") and hasattr(inner, "multi_modal_projector")):
+            log.info("%s: not of the LLaVA family; its vision tower runs for every completion", type(model).__name__)
             return None
         if any(parameter.requires_grad for parameter in inner.vision_tower.parameters()):
+            log.info("%s: its vision tower trains, so it runs for every completion", type(model).__name__)
             return None
         memo = cls(model, limit_bytes=limit_bytes)
 
@@ -140,5 +143,4 @@ def _keys(pixel_values: Any, kwargs: dict[str, Any]) -> list[tuple]:
     dtype = torch.get_autocast_dtype(device.type) if autocast else None
     layer, strategy = kwargs.get("vision_feature_layer"), kwargs.get("vision_feature_select_strategy")
     how = (str(device), str(pixel_values.dtype), tuple(pixel_values.shape[1:]), autocast, dtype, str(layer), strategy)
-    rows = pixel_values.detach().to("cpu").contiguous().view(torch.uint8).numpy()
-    return [(hashlib.blake2b(row, digest_size=16).digest(), *how) for row in rows]
+    return [(digest, *how) for digest in digests(pixel_values)]

@@ -3,7 +3,8 @@
 * `_Exact`: a checkpoint holds what trains (`valor.training.trained`), and a resume restores it (transformers loads
   LLaVA's checkpoints with `strict=False`, and their key names match nothing), the order of the data, and TRL's step
   counter; nothing is sent to anybody.
-* `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length.
+* `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length, and GRPO's
+  loss computes a shared prompt once (`valor.training.prompts`).
 * `RankGRPOTrainer`: stage 2, advantages from ranks (`valor.training.advantages`).
 """
 
@@ -21,7 +22,10 @@ from trl.trainer.utils import RepeatSampler
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
 from valor.training.guards import STATED, stated_findings
+from valor.training.prompts import can_share, packed_log_probabilities
 from valor.training.trained import load_trained, save_trained
+
+_IMAGES = ("pixel_values", "num_images")
 
 
 class _Exact:
@@ -125,10 +129,11 @@ class EpochRepeatSampler(RepeatSampler):
 
 
 class ReportGRPOTrainer(_Exact, GRPOTrainer):
-    """GRPO that resumes exactly and logs what its guards watch (`valor.training.guards`)."""
+    """GRPO that resumes exactly, computes a shared prompt once, and logs what its guards watch."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._shares = can_share(self.accelerator.unwrap_model(self.model))
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_hide_rows)
         if self.use_vllm:
             forget_images_at_each_sync(self.vllm_generation)
@@ -158,6 +163,30 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
             # TRL averages over all that is logged until its next log line, of all processes.
             self._log_metric(STATED, float(stated))
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+
+    def _get_per_token_logps_and_entropies(
+        self,
+        model: Any,
+        input_ids: "torch.Tensor",
+        attention_mask: "torch.Tensor",
+        logits_to_keep: int,
+        batch_size: int | None = None,
+        compute_entropy: bool = False,
+        **inputs: Any,
+    ) -> tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]:
+        pixels, counts = inputs.get("pixel_values"), inputs.get("num_images")
+        others = [key for key, value in inputs.items() if key not in _IMAGES and value not in (None, False)]
+        whole = (batch_size is None or batch_size >= len(input_ids)) and not others
+        if self._shares and whole and pixels is not None and counts and len(pixels) == sum(counts):
+            with self.accelerator.autocast():
+                found = packed_log_probabilities(
+                    model, input_ids, attention_mask, logits_to_keep, pixel_values=pixels, num_images=counts
+                )
+            if found is not None:
+                return *found, None
+        return super()._get_per_token_logps_and_entropies(
+            model, input_ids, attention_mask, logits_to_keep, batch_size, compute_entropy, **inputs
+        )
 
 
 class RankGRPOTrainer(ReportGRPOTrainer):

@@ -1,0 +1,207 @@
+"""Writes docs/benchmarks.md and its figure from the results in build/benchmarks."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from architectures import ARCHITECTURES
+from race import RESULTS
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+FIGURE = "images/benchmarks.svg"
+Results = Mapping[str, Mapping[str, Any]]
+
+_ASKED = (
+    ("step-checkpointing", "stock / valor", "Time of stock TRL over VALOR's, gradient checkpointing", "at least", 3.0),
+    ("step-2048px", "stock / valor", "The same, source images of 2,048 px", "at least", 5.0),
+    ("step-plain", "stock / valor", "Time of stock TRL over VALOR's, no checkpointing", "", 0.0),
+    (
+        "step-checkpointing",
+        "valor / stock_floor",
+        "VALOR's time over stock TRL with the features given",
+        "at most",
+        1.15,
+    ),
+    ("step-checkpointing", "valor / floor", "VALOR's time over VALOR's with the features given", "at most", 1.15),
+    ("step-plain", "valor / stock_floor", "The same, no checkpointing, over stock TRL's", "at most", 1.15),
+    ("step-plain", "valor / floor", "The same, no checkpointing, over VALOR's", "at most", 1.15),
+)
+"""Which ratios the page shows: result, ratio, words, and the target or none."""
+_LABELS = {
+    "stock": "stock TRL",
+    "valor": "VALOR",
+    "stock_floor": "stock TRL, features given",
+    "floor": "VALOR, features given",
+}
+
+
+def page(results: Results) -> str:
+    """Return the page."""
+    one = next(iter(results.values()))
+    return f"""\
+# Benchmarks
+
+Written by `make bench` on {one["date"]}: {one["machine"]}.
+Each figure is a ratio within one run: processes of one thread take turns step by step, and the median of the rounds'
+ratios is kept, with the least and the greatest. Times are CPU seconds of the process, so other work on the machine
+moves them little.
+
+![A step's time, stock TRL and VALOR]({FIGURE})
+
+## A GRPO step
+
+{ARCHITECTURES["small"].words}, random weights, one prompt with G = 8 completions of
+64 tokens a step, every image new to the run. *Stock* is `trl.GRPOTrainer` as TRL's documentation shows it, on the same
+pixels. VALOR's time includes each image's decoding and shrinking, which it does once. Before a ratio counts, losses
+must agree to 1e-5 at every step, and gradient norms, entropies and rewards to 1e-3.
+
+{_table(("", "ratio", "asked", "met"), _ratio_rows(results))}
+
+{_differences(results)}
+
+Two things make the difference (docs/training.md): the frozen tower runs once per image, and a group's prompt is
+computed once per group. The features-given steps show what image work still costs.
+
+## Stage 2 by group size
+
+The projector alone trains, gradient checkpointing. Memory is the process's peak above what the built model holds.
+
+{_table(("G", "time, stock / VALOR", "memory, stock / VALOR", "stock, MB", "VALOR, MB"), _memory_rows(results))}
+
+## Rewards
+
+{_reward_lines(results)}
+
+## On a GPU
+
+The GPU figures have not been measured: no GPU was at hand. The script's CPU form is tested:
+
+```
+python tests/benchmarks/gpu.py           # 0.5B and LLaVA-1.5-7B, bfloat16, 336 px, one GPU
+python tests/benchmarks/gpu.py --device cpu --size tiny --rounds 1 --tokens 8 --source-px 64
+```
+
+It prints completion tokens/s, model FLOPs utilisation, peak memory and the ratio to stock TRL.
+
+## Commands
+
+`make bench` runs what follows and writes this page. What has a result for the present code is not run again. Each
+command takes `--help`; results are in `build/benchmarks/`.
+
+```
+python tests/benchmarks/step.py          # --only step-2048px, --rounds 5, --profile PATH
+python tests/benchmarks/memory.py        # --only 8
+python tests/benchmarks/rewards.py       # --openi FOLDER scores Open-i reports too
+python tests/benchmarks/document.py
+```
+"""
+
+
+def figure(results: Results) -> str:
+    """Return an SVG: a bar per variant and comparison, as long as its step takes, stock TRL's being 100."""
+    names = {
+        "step-checkpointing": "gradient checkpointing",
+        "step-2048px": "checkpointing, 2,048 px sources",
+        "step-plain": "no checkpointing",
+    }
+    left, full, row, y = 232, 400, 22, 34
+    parts = []
+    for name, words in names.items():
+        if name not in results:
+            continue
+        seconds = results[name]["seconds"]
+        parts.append(f'<text class="name" x="16" y="{y + 15}">{words}</text>')
+        for variant in ("stock", "valor"):
+            width = seconds[variant] / seconds["stock"] * full
+            times = "" if variant == "stock" else f", {results[name]['ratios']['stock / valor']['median']:.1f}x faster"
+            parts.append(f'<rect class="{variant}" x="{left}" y="{y}" width="{width:.1f}" height="{row - 4}" rx="2"/>')
+            parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 13}">{_LABELS[variant]}{times}</text>')
+            y += row
+        y += 14
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{y + 4}" viewBox="0 0 860 {y + 4}" role="img">'
+        "<title>Time of a GRPO step: stock TRL and VALOR</title>"
+        "<style>text{font:13px system-ui,sans-serif;fill:#586173}.name,.head{fill:#1b2230;font-weight:600}"
+        ".stock{fill:#8a93a3}.valor{fill:#1f2f8f}rect.page{fill:#ffffff}</style>"
+        f'<rect class="page" width="860" height="{y + 4}"/>'
+        '<text class="head" x="16" y="20">Time of a GRPO step (shorter is better)</text>' + "".join(parts) + "</svg>\n"
+    )
+
+
+def _ratio_rows(results: Results) -> list[str]:
+    rows = []
+    for name, key, words, bound, target in _ASKED:
+        value = results.get(name, {}).get("ratios", {}).get(key)
+        if value is None:
+            continue
+        met = value["median"] >= target if bound == "at least" else value["median"] <= target
+        asked, verdict = (f"{bound} {target:g}", "yes" if met else "**no**") if bound else ("", "")
+        rows.append(f"| {words} | {_spread(value)} | {asked} | {verdict} |")
+    return rows
+
+
+def _table(head: tuple[str, ...], rows: list[str]) -> str:
+    if not rows:
+        return "Not measured yet."
+    return "\n".join(["| " + " | ".join(head) + " |", "| --- " * len(head) + "|", *rows])
+
+
+def _differences(results: Results) -> str:
+    steps = [result["differences"] for name, result in results.items() if name.startswith(("step-", "memory-"))]
+    if not steps:
+        return ""
+    loss, norm = (max(found[key] for found in steps) for key in ("loss", "grad_norm"))
+    return f"The greatest difference seen: {loss:.1e} in a loss, {norm:.1e} of a gradient norm."
+
+
+def _memory_rows(results: Results) -> list[str]:
+    rows = []
+    for name in sorted(name for name in results if name.startswith("memory-")):
+        found = results[name]
+        ratios, held = found["ratios"], found["activations_mb"]
+        rows.append(
+            f"| {found['work']['generations']} | {ratios['stock / valor']['median']:.2f}x"
+            f" | {ratios['memory, stock / valor']['median']:.2f}x | {held['stock']:.0f} | {held['valor']:.0f} |"
+        )
+    return rows
+
+
+def _reward_lines(results: Results) -> str:
+    lines = []
+    for source, words in (("phantom", "phantom reports"), ("openi", "Open-i reports")):
+        if rate := results.get("rewards-text", {}).get(source):
+            lines.append(
+                f"- All four default text rewards on {words} of {rate['words']:.0f} words: {rate['median']:,.0f}"
+                f" completions a second and core ({rate['low']:,.0f} to {rate['high']:,.0f}; asked: 5,000)."
+            )
+    if text := results.get("rewards-text-share"):
+        lines.append(f"- Their share of a step: {text['share']:.2%} (asked: under 5%).")
+    if expert := results.get("rewards-expert-share"):
+        lines.append(
+            "- The expert, a CLIP ViT-B/16 with its text encoder, is as large as the policy's tower and over twice its"
+            f" language model. It embedded {expert['images_embedded']} times for {expert['images']} images; its share"
+            f" of a step: {expert['share']:.1%} (asked: under 5%)."
+        )
+    return "\n".join(lines) or "Not measured yet."
+
+
+def _spread(value: Mapping[str, float]) -> str:
+    return f"{value['median']:.2f}x ({value['low']:.2f} to {value['high']:.2f})"
+
+
+def main() -> None:
+    """Write the page and the figure."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    results = {name: result for name, result in results.items() if not name.startswith("gpu-")}
+    if not results:
+        raise SystemExit(f"{RESULTS}: no results; run `make bench`")
+    (DOCS / "benchmarks.md").write_text(page(results), encoding="utf-8")
+    (DOCS / FIGURE).write_text(figure(results), encoding="utf-8")
+    print(f"wrote {DOCS / 'benchmarks.md'} and {DOCS / FIGURE}")
+
+
+if __name__ == "__main__":
+    main()

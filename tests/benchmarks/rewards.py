@@ -1,0 +1,102 @@
+"""The rewards: completions a second and core of the text rewards, and every reward's share of a step.
+
+Reports are the phantom's, each scored once; with `--openi` also the Open-i collection's, against each other.
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+from architectures import ARCHITECTURES
+from lane import Work, reports_only
+from race import alone, once
+
+GROUP, BATCHES, BATCH = 8, 5, 400
+
+
+def text_rate(reports: list[str], *, batch: int = BATCH) -> dict[str, Any]:
+    """Return completions a second of one core through all default text rewards, G per reference, none seen before.
+
+    Args:
+        reports: as many batches as they fill count.
+        batch: completions per call.
+    """
+    from valor.recipe import GrpoTextSettings
+    from valor.rewards.text import build
+
+    functions, _ = build(GrpoTextSettings().rewards)
+    rates = []
+    for start in range(0, len(reports) - batch + 1, batch):
+        texts = reports[start : start + batch]
+        references = [texts[i // GROUP * GROUP] for i in range(len(texts))]
+        begin = time.process_time()
+        for function in functions:
+            function([[{"role": "assistant", "content": text}] for text in texts], references)
+        rates.append(len(texts) / (time.process_time() - begin))
+    if not rates:
+        raise SystemExit(f"{len(reports)} reports, a batch takes {batch}")
+    words = sum(len(report.split()) for report in reports) / len(reports)
+    # The first batch fills the labeler's and the metrics' own tables.
+    counted = sorted(rates[1:] or rates)
+    return {"median": counted[len(counted) // 2], "low": counted[0], "high": counted[-1], "words": words}
+
+
+def openi(folder: Path) -> list[str]:
+    """Return the reports of an Open-i folder that have a text."""
+    from valor.data.manifest import report_text
+    from valor.data.reports import parse_openi
+
+    found = []
+    for path in sorted(folder.rglob("*.xml")):
+        report = parse_openi(path.read_bytes()).report
+        if text := report_text(report.findings, report.impression):
+            found.append(text)
+    return found
+
+
+def share(reward: str, *, architecture: str, rounds: int) -> dict[str, Any]:
+    """Return the share of a step's CPU time that a reward takes, and how many images the expert embedded."""
+    lane = alone(Work(variant="valor", architecture=architecture, reward=reward, steps=rounds + 1))
+    # The lane's rewards are summed over all its steps, the warm-up included, so its steps are too.
+    total = lane.ready["rows_cpu"] + sum(lane.every)
+    return {
+        "work": vars(lane.work),
+        "threads": 1,
+        "share": lane.end["reward_cpu"] / total,
+        "images_embedded": lane.end["images_embedded"],
+        "images": lane.work.images,
+    }
+
+
+def main() -> None:
+    """Run what has no result yet."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--architecture", choices=ARCHITECTURES, default="small")
+    parser.add_argument("--rounds", type=int, default=2, help="steps after the first (default 2)")
+    parser.add_argument("--openi", type=Path, help="a folder with Open-i reports (*.xml), scored too")
+    parser.add_argument("--again", action="store_true", help="measure again what has a result")
+    options = parser.parse_args()
+
+    def rates() -> dict[str, Any]:
+        phantom = [f"FINDINGS: {f} IMPRESSION: {i}" for f, i in reports_only(BATCHES * BATCH + BATCH)]
+        result = {"threads": 1, "phantom": text_rate(phantom)}
+        if options.openi:
+            result["openi"] = text_rate(openi(options.openi), batch=BATCH // 5)
+        return result
+
+    result = once("rewards-text", rates, again=options.again)
+    for source in ("phantom", "openi"):
+        if source in result:
+            print(f"  {source}: {result[source]['median']:.0f} completions/s/core", flush=True)
+    for reward in ("text", "expert"):
+        found = once(
+            f"rewards-{reward}-share",
+            lambda r=reward: share(r, architecture=options.architecture, rounds=options.rounds),
+            again=options.again,
+        )
+        print(f"  {reward}: {found['share']:.1%} of a step; images embedded: {found['images_embedded']}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The benchmarks' own machinery: a race over tiny models that trains alike, results that are kept, a document."""
+
+import dataclasses
+import io
+import json
+
+import document
+import lane
+import pytest
+import race
+from lane import Turns, Work
+
+
+def run_lane(variant: str, **changes) -> list[dict]:
+    """Run a tiny lane in this process, whose turn it always is."""
+    out = io.StringIO()
+    work = Work(**{"variant": variant, "architecture": "tiny", "generations": 4, "tokens": 6, "steps": 2, **changes})
+    lane.run(work, Turns(out, io.StringIO("\n" * 9)))
+    return [json.loads(line) for line in out.getvalue().splitlines()]
+
+
+def as_lane(variant: str, **changes) -> race.Lane:
+    events = run_lane(variant, **changes)
+    work = Work(**{"variant": variant, "steps": 2, **changes})
+    seconds = [event["seconds"] for event in events if event["event"] == "step"]
+    return race.Lane(work, events[0], events[-1], seconds)
+
+
+def test_all_variants_train_alike_and_another_work_does_not():
+    lanes = {variant: as_lane(variant, prompts=2) for variant in lane.VARIANTS}
+    assert {len(found.every) for found in lanes.values()} == {2}
+    assert race.require_same_training(lanes)["loss"] < 1e-5
+    other = as_lane("valor", prompts=2, tokens=7)
+    with pytest.raises(AssertionError, match="did not train alike"):
+        race.require_same_training({"stock": lanes["stock"], "other": other})
+
+
+def test_an_expert_embeds_each_image_once_however_many_completions():
+    end = run_lane("valor", reward="expert", prompts=2)[-1]
+    assert end["images_embedded"] == 4
+    assert end["reward_cpu"] > 0
+
+
+def test_a_ratio_is_of_rounds_and_not_of_sums():
+    assert race.ratio([2.0, 30.0, 4.0], [1.0, 10.0, 1.0]) == {"median": 3.0, "low": 2.0, "high": 4.0, "rounds": 3}
+
+
+def test_a_result_is_kept_until_the_code_changes(tmp_path, monkeypatch):
+    calls = []
+
+    def measure():
+        calls.append(1)
+        return {"ratios": {}}
+
+    for _ in range(2):
+        race.once("some", measure, again=False, folder=tmp_path)
+    assert len(calls) == 1
+    race.once("some", measure, again=True, folder=tmp_path)
+    assert len(calls) == 2
+    monkeypatch.setattr("valor.artifacts.digest_code", lambda *_: "another")
+    race.once("some", measure, again=False, folder=tmp_path)
+    assert len(calls) == 3
+
+
+def test_the_document_says_what_was_measured_and_what_was_missed():
+    spread = {"median": 3.5, "low": 3.4, "high": 3.6, "rounds": 3}
+    step = {
+        "work": dataclasses.asdict(Work(variant="valor")), "machine": "a machine", "date": "2026-01-02", "took_s": 60,
+        "ratios": {"stock / valor": spread, "valor / floor": {**spread, "median": 1.3}}, "threads": 1,
+        "differences": {"loss": 1e-7, "grad_norm": 1e-6}, "seconds": {"stock": 7.0, "valor": 2.0, "floor": 1.5},
+    }  # fmt: skip
+    text = document.page({"step-checkpointing": step})
+    assert "| 3.50x (3.40 to 3.60) | at least 3 | yes |" in text
+    assert "| 1.30x (3.40 to 3.60) | at most 1.15 | **no** |" in text
+    assert "a machine" in text
+    assert "have not been measured" in text
+    assert "<svg" in document.figure({"step-checkpointing": step})

@@ -5,6 +5,7 @@ jobs beside it have ended; run again, everything finished is skipped.
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ from typing import Any
 
 from pipelines.experiments.execute import execute
 from pipelines.experiments.jobs import Job
-from valor.errors import ResourceError, ValorError
+from valor.errors import BY_EXIT_CODE, ResourceError, ValorError
 
 _GRACE_S = 30.0
 
@@ -40,6 +41,7 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     running: dict[Any, tuple[Job, float]] = {}
     total, begun = len(waiting), time.monotonic()
     failed: Job | None = None
+    status = 0
     with _environment(root), _all_end(running):
         while waiting or running:
             for job in [] if failed else _ready(waiting, [job for job, _ in running.values()], root=root, cores=cores):
@@ -54,13 +56,14 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
                 job, start = running.pop(process)
                 process.join()
                 if process.exitcode:
-                    failed = failed or job
-                    say(f"FAILED {job.name} (exit {process.exitcode}): {_log(job, root)}")
+                    failed, status = (job, process.exitcode) if failed is None else (failed, status)
+                    say(f"{job.name}: FAILED, {_why(job, root, status=process.exitcode)}")
                     continue
                 done, spent = total - len(waiting) - len(running), time.monotonic() - begun
                 say(f"[{done}/{total}, {spent / 60:.0f} min] {job.name}: {time.monotonic() - start:.0f} s")
     if failed:
-        raise ResourceError(f"{failed.name}: failed; {_log(failed, root)} says why; run again to continue")
+        why = _why(failed, root, status=status)
+        raise BY_EXIT_CODE.get(status, ResourceError)(f"{failed.name}: {why}; logs in {failed.folder(root) / 'logs'}")
 
 
 def _run_one(job: Job, root: Path) -> None:
@@ -84,8 +87,12 @@ def _ready(waiting: Sequence[Job], busy: Sequence[Job], *, root: Path, cores: in
             return
 
 
-def _log(job: Job, root: Path) -> Path:
-    return job.folder(root) / "logs"
+def _why(job: Job, root: Path, *, status: int) -> str:
+    """Return the verdict that a failed job left in its events, or how it ended."""
+    events = job.folder(root) / "events.jsonl"
+    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
+    verdicts = [event["error"] for event in map(json.loads, lines) if event["event"] == "fail"]
+    return verdicts[-1] if verdicts and status > 0 else f"ended with status {status}"
 
 
 @contextlib.contextmanager

@@ -354,7 +354,9 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
     warnings.filterwarnings("ignore")
     reports = [f"FINDINGS: {findings} IMPRESSION: {impression}" for findings, impression in reports_only(256)]
     model, processor = build(work.architecture, [*reports, PROMPT], device=work.device, dtype=work.weights)
-    counts = choose_trained(model, projector_only=work.projector_only)
+    choose_trained(model, projector_only=work.projector_only)
+    sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    counts = {"trained": sum(n for n, trains in sizes if trains), "total": sum(n for n, _ in sizes)}
     model_mb = peak_mb(work.device)
     spent: list[float] = []
     asked: list[int] = []

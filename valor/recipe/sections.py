@@ -145,7 +145,7 @@ class ModelSettings(Section):
     prompt: str = "Describe the findings and impression."
     phantom_base: PhantomBase = PhantomBase()
     phantom_expert: PhantomExpert = PhantomExpert()
-    phantom_judge: PhantomExpert = PhantomExpert(subjects=800, seed=9001, steps=320, held_out_subjects=150)
+    phantom_judge: PhantomExpert = PhantomExpert(subjects=600, seed=9001, steps=240, held_out_subjects=100)
     expert_gate: ExpertGate = ExpertGate()
     seed: int = 0
 

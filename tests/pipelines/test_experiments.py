@@ -1,0 +1,206 @@
+"""The experiments' machinery: jobs that are shared, intervals that are paired, a page from tables alone."""
+
+import dataclasses
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+
+import numpy as np
+import pytest
+
+from pipelines.experiments import analysis, command, document, results
+from pipelines.experiments.analysis import Table
+from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
+from pipelines.experiments.curve import BIASES, leanings
+from pipelines.experiments.jobs import Job, with_ancestors
+from valor.errors import UserError
+from valor.evaluation.scores import COLUMNS
+from valor.recipe import parse_section
+from valor.stages import STAGES
+
+FINDINGS = ("Edema", "Pneumothorax", "Pleural Effusion")
+
+
+def job(name="a", **changes):
+    return Job(**{"name": name, "stage": "sft", "settings": {"seed": 1}, "outputs": ("checkpoint",), **changes})
+
+
+def test_a_job_is_what_it_was_asked_for_and_not_how_it_is_called():
+    assert job("a").key == job("b", cores=2).key
+    assert job(settings={"seed": 2}).key != job().key
+    assert job(inputs={"base": job().output("checkpoint")}).key != job().key
+    with pytest.raises(KeyError, match="has no output"):
+        job().output("expert")
+
+
+def test_what_is_needed_comes_first_and_once():
+    first = job("first")
+    left, right = (job(n, settings={"seed": n}, inputs={"base": first.output("checkpoint")}) for n in (5, 6))
+    assert with_ancestors([left, right]) == [first, left, right]
+
+
+def test_every_job_of_every_arm_is_one_that_its_stage_accepts():
+    jobs = with_ancestors([arm.reports(Seed(7)) for arm in ARMS.values()])
+    for one in jobs:
+        if one.stage in STAGES:
+            parse_section(one.stage, json.dumps(dict(one.settings)))
+    assert {one.stage for one in jobs} >= {"sft", "grpo_text", "grpo_vision", "predict", "fetch_models"}
+
+
+def test_arms_of_a_seed_share_what_they_can_and_seeds_share_nothing():
+    jobs = with_ancestors([arm.reports(Seed(7)) for arm in ARMS.values()])
+    stages = [one.stage for one in jobs]
+    assert stages.count("data") == 1
+    assert stages.count("grpo_text") == 3  # the recipe's, clinical only, lexical only
+    assert stages.count("sft") == 3  # the first, continued, on pseudo-labels
+    others = with_ancestors([arm.reports(Seed(8)) for arm in ARMS.values()])
+    assert not {one.key for one in jobs} & {one.key for one in others}
+    assert Seed(7).vision().job.key != Seed(7, dataclasses.replace(Schedule(), vision_lr=1.0)).vision().job.key
+
+
+def test_rewards_never_see_the_supervised_half():
+    assert SUPERVISED[1] == REWARDED[0]
+    assert Seed(7).sft.job.settings["share"] == SUPERVISED
+    assert Seed(7).text().job.settings["share"] == Seed(7).vision().job.settings["share"] == REWARDED
+
+
+def table(skill: float, *, seed: int, studies: int = 120) -> Table:
+    """Findings named with probability `skill` where they are, and a tenth of that where they are not."""
+    rng = np.random.default_rng(seed)
+    values = np.zeros((studies, len(COLUMNS)))
+    index = {name: i for i, name in enumerate(COLUMNS)}
+    present = rng.random((studies, len(FINDINGS))) < 0.3
+    draws = np.random.default_rng(seed + 1).random((studies, len(FINDINGS)))
+    stated = draws < np.where(present, skill, skill / 10)
+    for j, finding in enumerate(FINDINGS):
+        for source in ("truth", "report"):
+            values[:, index[f"{source}/tp/{finding}"]] = stated[:, j] & present[:, j]
+            values[:, index[f"{source}/fp/{finding}"]] = stated[:, j] & ~present[:, j]
+            values[:, index[f"{source}/fn/{finding}"]] = ~stated[:, j] & present[:, j]
+    values[:, index["studies"]] = 1
+    values[:, index["pairs/count"]] = 1
+    values[:, index["pairs/flipped"]] = stated[:, 0]
+    values[:, index["similarity/sum"]], values[:, index["similarity/count"]] = 0.3, 1
+    values[:, index["truth/abnormal"]], values[:, index["truth/abnormal_found"]] = 1, stated.any(axis=1)
+    values[:, index["truth/side"]], values[:, index["truth/side_right"]] = 1, stated[:, 0]
+    return Table(np.arange(studies) // 2, COLUMNS, values)
+
+
+def test_a_difference_is_paired_and_its_interval_holds_the_seeds_mean():
+    better, worse = ({s: table(skill, seed=s) for s in (1, 5, 9)} for skill in (0.9, 0.6))
+    measure = analysis.measured(worse)["truth_f1_micro"]
+    found = analysis.compare(measure, better, worse)
+    assert found.low > 0
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(np.mean(list(found.seeds.values())))
+    same = analysis.compare(measure, worse, worse)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+    swapped = analysis.compare(measure, worse, better)
+    assert swapped.value == pytest.approx(-found.value)
+    assert swapped.high < 0
+
+
+def test_a_seed_that_disagrees_widens_the_interval():
+    base = {s: table(0.6, seed=s) for s in (1, 5, 9)}
+    steady = {s: table(0.75, seed=s) for s in base}
+    unsteady = {1: table(0.95, seed=1), 5: table(0.75, seed=5), 9: table(0.45, seed=9)}
+    measure = analysis.measured(base)["truth_f1_micro"]
+    narrow, wide = (analysis.compare(measure, arm, base) for arm in (steady, unsteady))
+    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+
+
+def test_only_seeds_of_both_arms_are_compared():
+    base = {s: table(0.6, seed=s) for s in (1, 5)}
+    measure = analysis.measured(base)["truth_f1_micro"]
+    assert set(analysis.compare(measure, {1: table(0.9, seed=1)}, base).seeds) == {1}
+
+
+@pytest.fixture
+def collected(tmp_path):
+    """Results of four arms on two seeds, as `collect` leaves them."""
+    skills = {"sft": 0.55, "continued": 0.6, "text": 0.7, "valor": 0.8, "other_image": 0.62}
+    for seed in (1, 5):
+        for name, skill in skills.items():
+            one = table(skill, seed=seed)
+            results.save(tmp_path / f"{name}-{seed}.npz", [f"{s:04d}" for s in one.subjects], one.values)
+        for name in ("sft", "continued"):
+            for bias in (-1.0, 0.0, 1.0):
+                one = table(skills[name] + 0.1 * bias, seed=seed)
+                results.save(
+                    tmp_path / f"curve-{name}-{seed}_{bias:g}.npz", [f"{s:04d}" for s in one.subjects], one.values
+                )
+        facts = {"seed": seed, "arms": {"valor": {"seconds": 61.2, "commit": "c", "steps": 3}}}
+        facts |= {"probe": {"f1_macro": 0.9}, "expert": {"masked": ["Fracture"]}}
+        (tmp_path / f"facts-{seed}.json").write_text(json.dumps(facts))
+    return tmp_path
+
+
+def test_the_page_shows_what_the_tables_say(collected):
+    page = document.write(collected).read_text()
+    ours, theirs = ({s: table(skill, seed=s) for s in (1, 5)} for skill in (0.8, 0.6))
+    found = analysis.compare(analysis.measured(theirs)["truth_f1_micro"], ours, theirs)
+    assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] *" in page
+    assert "| Stages 1 and 2 | 2 |" in page
+    assert "Is it the image?" in page
+    assert "Which text rewards?" not in page  # none of its arms has run
+    assert re.search(r"\| 1 \| 90\.0 \| \d+\.\d \| [+-]\d+\.\d \| Fracture \|", page)
+    for figure in re.findall(r"!\[\]\((\S+)\)", page):
+        assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
+    assert document.write(collected).read_text() == page
+
+
+def test_a_saved_table_comes_back_without_ids(collected):
+    loaded = results.load(collected / "valor-1.npz")
+    measure = analysis.measured({1: loaded})["truth_f1_micro"]
+    assert analysis.value(measure, loaded) == pytest.approx(analysis.value(measure, table(0.8, seed=1)))
+    assert loaded.subjects.tolist() == table(0.8, seed=1).subjects.tolist()
+
+
+def test_tokens_lean_towards_where_they_are_used():
+    class Words:
+        words = ("no", "there", "is", "effusion", "mass", "a")
+
+        def __call__(self, text, add_special_tokens):
+            return {"input_ids": [self.words.index(w) for w in text.lower().strip(". ").split() if w in self.words]}
+
+    class Model:
+        def get_output_embeddings(self):
+            return type("Head", (), {"weight": np.zeros((6, 2))})
+
+    reports = ["FINDINGS: There is a pleural effusion. No mass.", "FINDINGS: There is a mass. No pleural effusion."] * 6
+    lean = dict(zip(Words.words, leanings(reports, Words(), Model()), strict=True))
+    assert lean["no"] < -0.9
+    assert lean["there"] > 0.9
+    assert abs(lean["effusion"]) < 0.5
+    assert set(BIASES) >= {0.0}
+
+
+def test_an_unknown_arm_and_a_page_of_nothing_are_the_users_mistake(tmp_path):
+    with pytest.raises(UserError, match="no such arm; there are sft"):
+        command.run_all(["nope"], seeds=(), cores=1, folder=tmp_path)
+    with pytest.raises(UserError, match="holds no results"):
+        command.document(tmp_path)
+    assert "continued" in command.listing()
+
+
+@pytest.mark.slow
+def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeypatch):
+    from pipelines.experiments import run
+
+    monkeypatch.setenv("VALOR_TRACKING", "off")
+    phantom = {"seed": 5, "train": 14, "val": 2, "test": 4, "pairs": 2, "image_px": 48}
+    checks = {"min_image_std": 0.0, "min_studies": 0}
+    data = Job("data", "data", {"phantom": phantom, "image_px": 48, "checks": checks}, ("dataset", "evidence"))
+    missing = tmp_path / "nowhere"
+    models = {"base": str(missing), "expert": str(missing)}
+    broken = Job("models", "fetch_models", models, ("base", "expert", "judge"), values={"models_digest": ""})
+    lines: list[str] = []
+    with pytest.raises(UserError, match=r"models: .*nowhere.*logs"):
+        run.run([data, broken], root=tmp_path, cores=1, say=lines.append)
+    assert data.is_done(tmp_path)
+    assert not broken.is_done(tmp_path)
+    assert data.record(tmp_path)["metrics"]["studies"] == 22
+    lines.clear()
+    with pytest.raises(UserError):
+        run.run([data, broken], root=tmp_path, cores=1, say=lines.append)
+    assert lines[0].startswith("2 jobs, 1 of them done")

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from valor.context import Context
-from valor.errors import UserError
 from valor.recipe import GrpoVisionSettings
 from valor.stages import StageResult
 
@@ -68,9 +67,11 @@ def _tolerance(settings: GrpoVisionSettings, gate: Mapping[str, Any]) -> float:
         return settings.tolerance
     noise = gate.get("paraphrase_noise", {}).get(settings.similarity)
     if noise is None:
-        raise UserError(
-            f"grpo_vision.tolerance: not set, and the expert's gate knows no noise between paraphrases for similarity: "
-            f"{settings.similarity}; set it, such as 0.02"
+        log.warning(
+            "the expert's gate has measured no noise between paraphrases for similarity: %s, so ranks have no tolerance "
+            "and a change of words counts in full; set grpo_vision.tolerance",
+            settings.similarity,
         )
+        return 0.0
     log.info("rewards closer than %.4f share a rank: the noise between paraphrases", noise)
     return float(noise)

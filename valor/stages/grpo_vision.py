@@ -68,7 +68,7 @@ def _tolerance(settings: GrpoVisionSettings, gate: Mapping[str, Any]) -> float:
     noise = gate.get("paraphrase_noise", {}).get(settings.similarity)
     if noise is None:
         log.warning(
-            "the expert's gate has measured no noise between paraphrases for similarity: %s, so ranks have no tolerance "
+            "the expert's gate knows no noise between paraphrases for similarity: %s, so ranks have no tolerance "
             "and a change of words counts in full; set grpo_vision.tolerance",
             settings.similarity,
         )

@@ -19,7 +19,7 @@ from trl.trainer.utils import RepeatSampler
 from valor.errors import IntegrityError
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
-from valor.training.prompts import can_share, packed_log_probabilities
+from valor.training.prompts import by_prompt, can_share, packed_log_probabilities
 
 _IMAGES = ("pixel_values", "num_images")
 
@@ -142,6 +142,19 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
             # The counter that says when to generate; TRL starts it at 0 again.
             self._step = self.state.global_step * self.args.gradient_accumulation_steps
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        batches: Any = self._buffered_inputs
+        args: Any = self.args
+        # Where a generation is used for several optimizer steps, each of them should see all the prompts.
+        one_step = args.steps_per_generation == args.gradient_accumulation_steps
+        if self._shares and one_step and batches is not before and inputs.get("pixel_values") is not None:
+            batches = by_prompt(batches)
+            self._buffered_inputs = batches
+            inputs = batches[self._step % args.steps_per_generation]
+        return inputs
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -153,9 +166,11 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         **inputs: Any,
     ) -> tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]:
         pixels, counts = inputs.get("pixel_values"), inputs.get("num_images")
-        others = [key for key, value in inputs.items() if key not in _IMAGES and value not in (None, False)]
+        others = [
+            key for key, value in inputs.items() if value is not None and value is not False and key not in _IMAGES
+        ]
         whole = batch_size is None or batch_size >= len(input_ids)
-        if self._shares and whole and not others and counts and len(pixels) == sum(counts):
+        if self._shares and whole and not others and pixels is not None and counts:
             with self.accelerator.autocast():
                 found = packed_log_probabilities(
                     model, input_ids, attention_mask, logits_to_keep, pixel_values=pixels, num_images=counts

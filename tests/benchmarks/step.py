@@ -13,7 +13,7 @@ from race import Lane, alone, once, race, ratio, require_same_training
 COMPARISONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "step-checkpointing": ({"checkpointing": True}, ("stock", "valor", "stock_floor", "floor")),
     "step-plain": ({"checkpointing": False}, ("stock", "valor", "stock_floor", "floor")),
-    "step-2048px": ({"checkpointing": True, "source_px": 2048}, ("stock", "valor")),
+    "step-2048px": ({"source_px": 2048, "prompts": 2}, ("stock", "valor")),
 }
 """By name: what differs from a plain Work, and who races."""
 

@@ -186,3 +186,33 @@ def test_other_attention_shares_nothing_and_the_log_says_so(policy, change, capl
     with caplog.at_level(logging.INFO):
         assert SharedPrompts.attach(model) is None
     assert "sharing it takes LLaVA with full attention" in caplog.text
+
+
+def dealt(counts: list[list[int]]) -> list[dict]:
+    """Return micro-batches as TRL deals them: what a row holds is its number, its prompt is the number modulo 2."""
+    return [
+        {
+            "prompt_ids": torch.tensor(rows)[:, None] % 2,
+            "prompt_mask": torch.ones(len(rows), 1, dtype=torch.long),
+            "pixel_values": torch.zeros(len(rows), 3, 2, 2),
+            "num_images": [1] * len(rows),
+            "advantages": torch.tensor(rows, dtype=torch.float32),
+            "num_items_in_batch": torch.tensor(7),
+            "old_per_token_logps": None,
+        }
+        for rows in counts
+    ]
+
+
+def test_micro_batches_hold_whole_groups_and_every_completion_once():
+    found = prompts.by_prompt(dealt([[3, 0, 1], [2, 5, 4]]))
+    assert [batch["advantages"].tolist() for batch in found] == [[3, 1, 5], [0, 2, 4]]
+    assert [batch["prompt_ids"].flatten().tolist() for batch in found] == [[1, 1, 1], [0, 0, 0]]
+    assert found[1]["num_items_in_batch"] == 7
+    assert found[1]["old_per_token_logps"] is None
+
+
+def test_micro_batches_stay_where_a_value_is_not_by_completion():
+    given = dealt([[3, 0, 1], [2, 5, 4]])
+    given[0]["pixel_values"] = torch.zeros(6, 3, 2, 2)
+    assert [batch["advantages"].tolist() for batch in prompts.by_prompt(given)] == [[3, 0, 1], [2, 5, 4]]

@@ -53,7 +53,7 @@ class PhantomStudies(Section):
     second_site: Fraction = 0.5
     """Share of the test studies from a second site, which no other split sees: its device and its words differ."""
     pairs: Count = 0
-    """How many of the `test` studies get a twin, beside them: the same with one finding added, removed or moved."""
+    """How many of the `test` studies, at most, get a twin: the same with one finding added, removed or moved."""
     image_px: Positive = 512
     noise: ReportNoise = ReportNoise()
 

@@ -6,9 +6,9 @@ its keys and values to all its completions. The loss packs completions that shar
 first, and a mask lets each completion see the prompt and itself (arXiv 2506.05433 has the idea and the proof that
 gradients are the same). Both are the same function as before, in another order of summation.
 
-Left out: completions of one prompt in different micro-batches (TRL deals them at random, so few and large ones share
-more); attention other than full causal attention by SDPA; models with other inputs than text and images of one size
-(Qwen-VL, LLaVA-NeXT). They run as they are.
+Left out: completions of one prompt in different micro-batches (`by_prompt` brings together what TRL deals at random);
+attention other than full causal attention by SDPA; models with other inputs than text and images of one size (Qwen-VL,
+LLaVA-NeXT). They run as they are.
 """
 
 import dataclasses
@@ -134,6 +134,40 @@ def pack(ids: "Tensor", mask: "Tensor", length: int, groups: Sequence[Sequence[i
     )
 
 
+def by_prompt(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return a generation's micro-batches with the completions of a prompt next to each other, in the same sizes.
+
+    An optimizer step that takes all of them is the same step. They stay as they are where a value has not one entry per
+    completion, as with several images per prompt.
+
+    Args:
+        batches: TRL's, dicts of equal keys: tensors and lists by completion, numbers of the whole generation, None.
+    """
+    import torch
+
+    size, rows = len(batches[0]["prompt_ids"]), len(batches[0]["prompt_ids"]) * len(batches)
+    whole: dict[str, Any] = {}
+    for key, value in batches[0].items():
+        if isinstance(value, list):
+            whole[key] = [one for batch in batches for one in batch[key]]
+        elif isinstance(value, torch.Tensor) and value.ndim:
+            whole[key] = torch.cat([batch[key] for batch in batches])
+        else:
+            continue
+        if len(whole[key]) != rows:
+            return list(batches)
+    groups = alike(whole["prompt_ids"], whole["prompt_mask"], digests(whole["pixel_values"]), whole["num_images"])
+    order = [row for group in groups for row in group]
+
+    def part(value: Any, start: int) -> Any:
+        chosen = order[start : start + size]
+        return value[chosen] if isinstance(value, torch.Tensor) else [value[row] for row in chosen]
+
+    return [
+        {**batch, **{key: part(value, i * size) for key, value in whole.items()}} for i, batch in enumerate(batches)
+    ]
+
+
 def can_share(model: Any) -> bool:
     """Tell whether the model is one whose prompts can be shared: LLaVA with full causal attention by SDPA."""
     config = model.config
@@ -151,7 +185,7 @@ def packed_log_probabilities(
     *,
     pixel_values: "Tensor",
     num_images: Sequence[int],
-) -> "tuple[Tensor, Tensor] | None":
+) -> "tuple[Tensor, Tensor | None] | None":
     """Return log-probabilities and entropies (B, C) of completions, or None where packing would save nothing.
 
     Args:
@@ -174,7 +208,9 @@ def packed_log_probabilities(
         shift_labels=packed.shift_labels,
         fused_lm_head=True,
     )
-    return packed.completions(output.log_probs), packed.completions(output.entropy)
+    # A reference model's head leaves the entropy out.
+    entropy = None if output.entropy is None else packed.completions(output.entropy)
+    return packed.completions(output.log_probs), entropy
 
 
 class SharedPrompts:
@@ -218,10 +254,8 @@ class SharedPrompts:
         import torch
         from transformers import DynamicCache
 
-        if others or pixel_values is None or pixel_values.ndim != 4 or generation_config.cache_implementation:
-            return None
-        count, left_over = divmod(len(pixel_values), len(input_ids))
-        if not count or left_over:
+        count, left_over = divmod(0 if pixel_values is None else len(pixel_values), len(input_ids))
+        if pixel_values is None or others or not count or left_over or generation_config.cache_implementation:
             return None
         groups = alike(input_ids, attention_mask, digests(pixel_values), [count] * len(input_ids))
         if len(groups) == len(input_ids):

@@ -22,7 +22,7 @@ from trl.trainer.utils import RepeatSampler
 from valor.rewards.completions import completion_text, were_cut
 from valor.training.advantages import rank_advantages
 from valor.training.guards import STATED, stated_findings
-from valor.training.prompts import can_share, packed_log_probabilities
+from valor.training.prompts import by_prompt, can_share, packed_log_probabilities
 from valor.training.trained import load_trained, save_trained
 
 _IMAGES = ("pixel_values", "num_images")
@@ -164,6 +164,19 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
             self._log_metric(STATED, float(stated))
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
+    def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
+        before = self._buffered_inputs
+        inputs = super()._prepare_inputs(generation_batch)
+        batches: Any = self._buffered_inputs
+        args: Any = self.args
+        # Where a generation is used for several optimizer steps, each of them should see all the prompts.
+        one_step = args.steps_per_generation == args.gradient_accumulation_steps
+        if self._shares and one_step and batches is not before and inputs.get("pixel_values") is not None:
+            batches = by_prompt(batches)
+            self._buffered_inputs = batches
+            inputs = batches[self._step % args.steps_per_generation]
+        return inputs
+
     def _get_per_token_logps_and_entropies(
         self,
         model: Any,
@@ -175,9 +188,11 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         **inputs: Any,
     ) -> tuple["torch.Tensor", "torch.Tensor | None", "torch.Tensor | None"]:
         pixels, counts = inputs.get("pixel_values"), inputs.get("num_images")
-        others = [key for key, value in inputs.items() if key not in _IMAGES and value not in (None, False)]
-        whole = (batch_size is None or batch_size >= len(input_ids)) and not others
-        if self._shares and whole and pixels is not None and counts and len(pixels) == sum(counts):
+        others = [
+            key for key, value in inputs.items() if value is not None and value is not False and key not in _IMAGES
+        ]
+        whole = batch_size is None or batch_size >= len(input_ids)
+        if self._shares and whole and not others and pixels is not None and counts:
             with self.accelerator.autocast():
                 found = packed_log_probabilities(
                     model, input_ids, attention_mask, logits_to_keep, pixel_values=pixels, num_images=counts

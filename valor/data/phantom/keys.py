@@ -111,8 +111,6 @@ def _split_keys(seed: int, split: str, first: int, count: int, *, start: int) ->
 def _twin_keys(settings: PhantomStudies, keys: list[StudyKey]) -> list[StudyKey]:
     """Return the twins of the first test studies."""
     originals = [key for key in keys if key.split == "test"]
-    if settings.pairs > len(originals):
-        raise UserError(f"data.phantom.pairs is {settings.pairs}, expected at most test, {settings.test} studies")
     return [
         dataclasses.replace(
             key,

@@ -103,7 +103,8 @@ def ancestors(finding: str) -> frozenset[str]:
 def _sentences(text: str) -> Iterable[tuple[int, tuple[Reading, ...]]]:
     """Yield (offset, readings) of each sentence; spans of the readings are relative to the offset."""
     lowered = _lower(text)
-    if ":" in lowered:
+    # The words come first because the pattern is slow, and nearly every report has a colon.
+    if any(word in lowered for word in ("indication", "history", "clinical information", "reason for exam")):
         lowered = _UNREAD.sub(lambda m: " " * len(m.group()), lowered)
     start = 0
     for end in _SENTENCE_END.finditer(lowered):

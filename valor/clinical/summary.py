@@ -8,9 +8,9 @@ from valor.clinical.labeler import aggregate, mentions
 from valor.clinical.vocabulary import Label, Zone
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Summary:
-    """One report's statements.
+    """One report's statements. Equal to itself alone, so that it can be a key.
 
     Attributes:
         labels: {finding: label} as `valor.clinical.labeler.label` gives it.

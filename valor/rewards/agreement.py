@@ -8,6 +8,7 @@ Positives weigh more than denials because a reward that pays for "empty equals e
 """
 
 import dataclasses
+import functools
 import math
 
 from valor.clinical.summary import Summary
@@ -31,11 +32,17 @@ class AgreementWeights:
 
 def agreement(reference: Summary, candidate: Summary, weights: AgreementWeights) -> float:
     """Return a score in (-1, 1]: 1 for all that the reference earns of itself, negative once errors outweigh that."""
-    attainable = _sum(reference, reference, weights)
+    attainable = _attainable(reference, weights)
     shortfall = attainable - _sum(reference, candidate, weights)
     # A normal reference earns little of itself; an invention must not cost its candidates many times more for that.
     score = 1.0 - shortfall / max(attainable, weights.true_positive + weights.normal)
     return score if score >= 0 else math.tanh(score)
+
+
+@functools.lru_cache(maxsize=1024)
+def _attainable(reference: Summary, weights: AgreementWeights) -> float:
+    """Return what a reference earns of itself; cached, since it is compared with every one of its candidates."""
+    return _sum(reference, reference, weights)
 
 
 def _sum(reference: Summary, candidate: Summary, weights: AgreementWeights) -> float:

@@ -31,14 +31,14 @@ def execute(job: Job, root: Path) -> None:
     outputs = {name: folder / name for name in job.outputs}
     inputs = {name: output.path(root) for name, output in job.inputs.items()}
     metrics = OWN.get(job.stage, _stage)(job, root, inputs, outputs)
-    earlier = artifacts.read_json(folder / "spent.json") if (folder / "spent.json").is_file() else {"seconds": 0.0}
     artifacts.write_json(
         folder / RECORD,
         {
             "name": job.name,
             "stage": job.stage,
             "settings": dict(job.settings),
-            "seconds": time.monotonic() - begun + earlier["seconds"],
+            # Of the last try alone: `resumed_from_step` among the metrics tells whether there was an earlier one.
+            "seconds": time.monotonic() - begun,
             "processor_seconds": time.process_time() - processor,
             "metrics": {key: float(value) for key, value in metrics.items()},
             "commit": code_identity()["commit"],

@@ -121,7 +121,7 @@ def _image() -> list[Measure]:
 
     return [
         Measure(
-            "similarity", "Expert similarity", "Image",
+            "similarity", "Similarity to the image (judge)", "Image",
             lambda sums: share(sums["similarity/sum"], sums["similarity/count"]),
         ),
         Measure("grounding_ratio", "Attention in the finding (even = 1)", "Image", mean("ratio")),

@@ -1,5 +1,6 @@
 """The predict stage on a tiny LLaVA: of this run's checkpoint, of the champion, and of what is kept already."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from tiny_llava import world
 
 from valor import artifacts, storage
 from valor.context import Context
-from valor.errors import DataError, IntegrityError
-from valor.evaluation.predict import INFO, TABLE
+from valor.data.manifest import read_studies
+from valor.errors import DataError, IntegrityError, UserError
+from valor.evaluation.predict import INFO, TABLE, likeliest
+from valor.models.expert import GATE_FILE, Expert
+from valor.models.generate import Generated
 from valor.recipe import PredictSettings
 from valor.stages import predict as stage
 from valor.stages.predict import predict
@@ -85,3 +89,47 @@ def test_an_altered_champion_and_an_empty_split_stop_it(tmp_path):
         run(tmp_path / "out", work=tmp_path, **given | {"checkpoint_digest": "0" * 64})
     with pytest.raises(DataError, match="split 'val' holds no study"):
         run(tmp_path / "out", work=tmp_path, settings=PredictSettings(split="val"), **given)
+
+
+@pytest.fixture(scope="module")
+def opinionated(tmp_path_factory) -> Path:
+    """An expert that finds a pleural effusion unlikely in every image, and knows nothing else."""
+    path = tmp_path_factory.mktemp("opinionated") / "expert"
+    shutil.copytree(world().expert, path)
+    gate = {"measured": True, "masked": [], "calibration": {"Pleural Effusion": {"scale": 0.0, "bias": -3.0}}}
+    artifacts.write_json(path / GATE_FILE, gate)
+    artifacts.stamp(path, kind="expert", stage="fetch_models")
+    return path
+
+
+def test_of_several_reports_the_one_is_kept_that_the_expert_finds_likeliest(opinionated):
+    def report(text: str, *, truncated: bool = False) -> Generated:
+        return Generated(text=text, tokens=len(text.split()), truncated=truncated)
+
+    studies = read_studies(world().dataset, split="test")[:2]
+    with_it, without, cut = (
+        report("There is an effusion."),
+        report("The lungs are clear."),
+        report("Clear", truncated=True),
+    )
+    kept = likeliest(Expert.load(opinionated), studies, [[cut, with_it, without], [report(""), cut, with_it]])
+    assert kept == [without, with_it], "what is empty or cut comes last, whatever it says"
+
+
+def test_sampled_reports_are_the_same_again_and_others_with_another_seed(work, opinionated):
+    sampled = SETTINGS.model_copy(update={"best_of": 4, "batch_size": 8})
+    given = {"name": "text", "checkpoint": world().parent, "expert": opinionated}
+    texts = []
+    for name, seed in (("one", 1), ("again", 1), ("other", 2)):
+        settings = sampled.model_copy(update={"seed": seed})
+        _, rows, _ = run(work / f"sampled-{name}", work=work / name, settings=settings, **given)
+        texts.append([row["hypothesis"] for row in rows])
+    assert texts[0] == texts[1] != texts[2]
+
+
+@pytest.mark.parametrize(("best_of", "with_expert"), [(4, False), (1, True)])
+def test_an_expert_and_something_to_choose_from_belong_together(work, opinionated, best_of, with_expert):
+    given = {"expert": opinionated} if with_expert else {}
+    settings = SETTINGS.model_copy(update={"best_of": best_of})
+    with pytest.raises(UserError, match=f"predict.best_of is {best_of}"):
+        run(work / "refused", work=work, settings=settings, name="text", checkpoint=world().parent, **given)

@@ -65,6 +65,17 @@ def test_studies_are_drawn_by_the_seed_and_sorted(studies):
     assert len(studies) == 12
 
 
+def test_shares_split_the_subjects_and_a_subject_is_in_one(studies):
+    parts = [rows.training_studies(world().dataset, studies=0, seed=0, share=s) for s in ((0.0, 0.5), (0.5, 1.0))]
+    ids = [{study.study_id for study in part} for part in parts]
+    assert all(ids)
+    assert not ids[0] & ids[1]
+    assert ids[0] | ids[1] == {study.study_id for study in studies}
+    assert not {study.subject_id for study in parts[0]} & {study.subject_id for study in parts[1]}
+    with pytest.raises(UserError, match="share 0 to 1e-09"):
+        rows.training_studies(world().dataset, studies=0, seed=0, share=(0.0, 1e-9))
+
+
 def test_too_few_studies(tmp_path):
     with pytest.raises(UserError, match="has 12 training studies, the recipe asks for studies=13"):
         rows.training_studies(world().dataset, studies=13, seed=0)

@@ -5,6 +5,7 @@ import io
 import json
 
 import document
+import gpu
 import lane
 import pytest
 import race
@@ -39,6 +40,27 @@ def test_an_expert_embeds_each_image_once_however_many_completions():
     end = run_lane("valor", reward="expert", prompts=2)[-1]
     assert end["images_embedded"] == 4
     assert end["reward_cpu"] > 0
+
+
+def test_the_gpu_script_on_a_cpu(tmp_path, monkeypatch, capsys):
+    def alone(work, **_):
+        return as_lane(**dataclasses.asdict(work))
+
+    monkeypatch.setattr(gpu, "alone", alone)
+    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    options = ["--size", "tiny", "--rounds", "1", "--tokens", "4", "--prompts", "1", "--source-px", "64"]
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--peak-tflops", "0.1", *options])
+    gpu.main()
+    result = json.loads((tmp_path / "gpu-tiny-cpu.json").read_text())
+    assert result["work"]["dtype"] == "bfloat16"
+    assert 0 < result["figures"]["valor"]["mfu"] < 1
+    assert "tiny: stock / valor" in capsys.readouterr().out
+
+
+def test_model_flops_of_a_known_model():
+    work = Work(variant="valor", architecture="7b", generations=1, tokens=128, projector_only=True)
+    # 6.6 billion parameters, 736 tokens, twice forward and once backward, and a tower of 0.3 billion twice.
+    assert gpu.model_flops(work) == pytest.approx(3 * 2 * 6.6e9 * 736 + 2 * 2 * 0.3e9 * 577, rel=0.1)
 
 
 def test_a_ratio_is_of_rounds_and_not_of_sums():

@@ -56,6 +56,8 @@ COURSE = {
     "No new consolidation.": {"Consolidation": U},
     "New consolidation.": {"Consolidation": P},
     "History of pneumonia.": {},
+    "Clinical information: pneumothorax.": {},
+    "REASON FOR EXAM: effusion.": {},
     "Evidence of previous granulomatous infection.": {},
 }
 DOUBT = {

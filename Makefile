@@ -27,7 +27,7 @@ help: ## Say what the targets do
 demo: $(VENV)/.train ## Run the whole recipe on X-rays that it draws itself; again: reuse what is unchanged
 	@$(BIN)/valor run $(RECIPE)
 
-test: $(VENV)/.dev ## Run all tests (6 to 7 minutes on two slow cores)
+test: $(VENV)/.dev ## Run all tests (about 10 minutes on two slow cores)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -q -m "not gpu" $(PYTEST_ARGS)
 
 check: lint ## Before each commit: style, types, import rules and the fast tests

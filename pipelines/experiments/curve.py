@@ -5,7 +5,6 @@ supervised checkpoints, by adding `bias` times a token's leaning to the next tok
 how much more often the training reports' sentences that assert a finding use it than those that deny one.
 """
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -25,7 +24,9 @@ def curve(
     from transformers import LogitsProcessor
 
     from pipelines.experiments import results
+    from pipelines.experiments.analysis import Table, measured, value
     from valor.data.manifest import read_studies
+    from valor.evaluation.scores import COLUMNS
     from valor.models.generate import generate_reports
     from valor.models.loading import load_policy, model_pixels, prompt_of
 
@@ -43,7 +44,7 @@ def curve(
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             return scores + self.bias * leaning
 
-    tables, points = {}, {}
+    tables, found = {}, {}
     for bias in BIASES:
         reports = generate_reports(
             model,
@@ -56,14 +57,11 @@ def curve(
         )
         hypotheses = {s.study_id: r.text for s, r in zip(studies, reports, strict=True)}
         subjects, tables[f"{bias:g}"] = results.table_of(studies, hypotheses, evidence=evidence)
-        found = results.values(tables[f"{bias:g}"])
-        points[f"{bias:g}"] = {
-            key: found[f"truth_{key}"] for key in ("f1_micro", "f1_macro", "hallucination", "omission")
-        }
+        table = Table(np.array(subjects), COLUMNS, tables[f"{bias:g}"])
+        found[f"f1_micro/{bias:g}"] = value(measured({0: table})["truth_f1_micro"], table)
     output.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(output / TABLES, subjects=np.array(subjects), **tables)  # type: ignore[arg-type]
-    (output / "points.json").write_text(json.dumps(points, indent=1), encoding="utf-8")
-    return {f"f1_micro/{bias}": point["f1_micro"] for bias, point in points.items()}
+    return found
 
 
 def leanings(reports: Iterable[str], tokenizer: Any, model: Any) -> list[float]:

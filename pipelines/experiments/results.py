@@ -72,18 +72,3 @@ def _table(rows: list[dict[str, Any]], *, evidence: Path) -> tuple[list[str], np
     flips = {pair.study: scores.flipped(pair, statements, truth) for pair in pairs}
     table = scores.table(one, statements, scores.expectations(references, truth), {}, flips)
     return [row["subject_id"] for row in one.rows], table
-
-
-def values(table: np.ndarray) -> dict[str, float]:
-    """Return every metric of a table."""
-    from valor.clinical.vocabulary import OBSERVATIONS
-    from valor.evaluation.bootstrap import Sums
-    from valor.evaluation.measures import measures
-    from valor.evaluation.scores import COLUMNS
-
-    sums = Sums(COLUMNS, table.sum(axis=0, keepdims=True))
-    held = {
-        source: [f for f in OBSERVATIONS if sums[f"{source}/tp/{f}"][0] + sums[f"{source}/fn/{f}"][0] > 0]
-        for source in ("report", "truth")
-    }
-    return {m.name: float(m.compute(sums)[0]) for m in measures(truth=True, findings=held)}  # type: ignore[arg-type]

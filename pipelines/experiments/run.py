@@ -42,7 +42,8 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     total, begun = len(waiting), time.monotonic()
     failed: Job | None = None
     status = 0
-    with _environment(root), _all_end(running):
+    _set_environment(root)
+    with _all_end(running):
         while waiting or running:
             for job in [] if failed else _ready(waiting, [job for job, _ in running.values()], root=root, cores=cores):
                 waiting.remove(job)
@@ -95,8 +96,7 @@ def _why(job: Job, root: Path, *, status: int) -> str:
     return verdicts[-1] if verdicts and status > 0 else f"ended with status {status}"
 
 
-@contextlib.contextmanager
-def _environment(root: Path) -> Iterator[None]:
+def _set_environment(root: Path) -> None:
     """Set what the fork server and its forks read; they are started once and inherit it."""
     os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "valor-experiments")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -107,7 +107,6 @@ def _environment(root: Path) -> Iterator[None]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    yield
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ _ZONE_RATES = {
     "Fracture": (0.2, 0.4, 0.4),
 }
 _SEVERITY_RATES = (0.35, 0.4, 0.25)
-_MIRROR: Mapping[str | None, str] = {"left": "right", "right": "left"}
+OTHER_SIDE: Mapping[str | None, str] = {"left": "right", "right": "left"}
 _NORMAL_RATE = 0.3
 _PATTERNS: Mapping[str, tuple[float, Mapping[str, float]]] = {
     "heart failure": (
@@ -113,8 +113,8 @@ def change_one(findings: Sequence[Finding], rng: np.random.Generator) -> tuple[t
     for finding in present:
         rest = [f for f in findings if f != finding]
         options.setdefault("removed", []).append((tuple(rest), Change(finding.finding, "removed")))
-        if finding.side in _MIRROR:
-            across = dataclasses.replace(finding, side=_MIRROR[finding.side])
+        if finding.side in OTHER_SIDE:
+            across = dataclasses.replace(finding, side=OTHER_SIDE[finding.side])
             moved = [across if f == finding else f for f in findings]
             options.setdefault("moved", []).append((tuple(moved), Change(finding.finding, "moved")))
     side = str(rng.choice(["left", "right"]))

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from valor.data.phantom import wording
-from valor.data.phantom.disease import DRAWN, Finding
+from valor.data.phantom.disease import DRAWN, OTHER_SIDE, Finding
 from valor.recipe import ReportNoise
 
 _ORDER = (
@@ -26,7 +26,6 @@ _ORDER = (
     "Fracture",
     "Support Devices",
 )
-_OTHER_SIDE = {"left": "right", "right": "left"}
 _NEGATIVE_RATE = {
     "Cardiomegaly": 0.9,
     "Enlarged Cardiomediastinum": 0.5,
@@ -64,8 +63,8 @@ def decide(findings: Sequence[Finding], noise: ReportNoise, rng: np.random.Gener
         elif omitted < (noise.omission_subtle if mild else noise.omission):
             statements.append(Statement(finding, "omitted"))
         else:
-            if swapped < noise.wrong_side and finding.side in _OTHER_SIDE:
-                finding = dataclasses.replace(finding, side=_OTHER_SIDE[finding.side])
+            if swapped < noise.wrong_side and finding.side in OTHER_SIDE:
+                finding = dataclasses.replace(finding, side=OTHER_SIDE[finding.side])
             statements.append(Statement(finding, "hedged" if mild and hedged < noise.hedged_borderline else "stated"))
     return sorted(statements, key=lambda s: _ORDER.index(s.finding.finding))
 

@@ -118,10 +118,13 @@ def test_autocast_and_dtype_are_part_of_the_key(policy):
 def test_features_made_in_inference_mode_can_enter_a_loss(policy):
     model, processor = policy
     inputs = batch(processor, [0])
+    expected, _ = loss_and_gradients(model, inputs)
     TowerMemo.attach(model)
     with torch.inference_mode():
         model(**inputs)
-    loss_and_gradients(model, inputs)
+    loss, gradients = loss_and_gradients(model, inputs)
+    assert loss == pytest.approx(expected, abs=1e-6)
+    assert gradients
 
 
 def test_the_store_is_bounded(policy):

@@ -53,7 +53,6 @@ class Schedule:
     text_lr: float = 1.0e-4
     vision_lr: float = 3.0e-5
     vision_beta: float = 0.0
-    invention: float = 2.5
     tolerance: float = 0.02
     expert_subjects: int = 3000
     expert_steps: int = 1200
@@ -118,7 +117,7 @@ class Seed:
     def text(self, *, rewards: Sequence[Mapping[str, Any]] = (), label: str = "text") -> Output:
         """Stage 1."""
         s = self.schedule
-        clinical = {"name": "clinical_agreement_reward", "options": {"invention": s.invention}}
+        clinical = {"name": "clinical_agreement_reward"}
         form = [{"name": f"{name}_reward", "weight": 0.2} for name in ("length", "repetition")]
         settings = {
             "max_new_tokens": TOKENS,
@@ -253,7 +252,7 @@ ARMS: Mapping[str, Arm] = {
     "clinical_only": Arm(
         "Stage 1, clinical only", "Does the lexical reward help?", 3,
         _of(lambda s: s.text(label="text, clinical only", rewards=[
-            {"name": "clinical_agreement_reward", "options": {"invention": s.schedule.invention}},
+            {"name": "clinical_agreement_reward"},
         ])),
     ),
     "lexical_only": Arm(

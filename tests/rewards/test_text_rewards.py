@@ -111,6 +111,24 @@ def test_clinical_prices():
     assert of("The patient was examined upright.") == -1.0
 
 
+def test_names_of_one_consolidation_are_one_finding():
+    def of(candidate, reference):
+        return score("clinical_agreement_reward", candidate, reference)
+
+    three = "Right lower lobe opacity. Right lower lobe consolidation. Pneumonia in the right lower lobe."
+    consolidation, opacity = "Right lower lobe consolidation.", "Right lower lobe opacity."
+    effusion = "Left pleural effusion."
+    # Wrong, three names cost little more than another wrong finding, and less than two.
+    assert of(NORMAL, NORMAL) > of(effusion, NORMAL) > of(three, NORMAL)
+    assert of(three, NORMAL) > of(f"{effusion} Rib fracture.", NORMAL)
+    # Right, the broader name is no invention, and the narrower one is nearly right.
+    assert of(f"{opacity} {consolidation}", consolidation) == of(consolidation, consolidation) == 1.0
+    assert of(consolidation, consolidation) > of(three, consolidation) > of(opacity, consolidation)
+    assert of(opacity, consolidation) > of("Pulmonary edema.", consolidation) > of(effusion, consolidation)
+    # A side is compared under the broader name too.
+    assert of("Right opacity.", "Right consolidation.") > of("Left opacity.", "Right consolidation.")
+
+
 def test_asserting_everything_does_not_pay():
     everything = (
         "Cardiomegaly. Widened mediastinum. Bilateral opacities. Nodule. Edema. Consolidation. Pneumonia. Atelectasis. "

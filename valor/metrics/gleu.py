@@ -4,6 +4,7 @@ All n-grams of 1 to 4 words are pooled; the score is the smaller of precision an
 hypothesis, words as in `valor.metrics.words`.
 """
 
+import functools
 import itertools
 from collections import Counter
 
@@ -14,14 +15,13 @@ MAX_N = 4
 
 def gleu(*, refs: list[str], hyps: list[str]) -> list[float]:
     """Return one score in [0, 1] per pair; 0 where either text has no word."""
-    cache: dict[str, Counter[tuple[str, ...]]] = {}
+    return [_score(_grams(ref), _grams(hyp)) for ref, hyp in zip(refs, hyps, strict=True)]
 
-    def grams(text: str) -> Counter[tuple[str, ...]]:
-        if text not in cache:
-            cache[text] = ngrams(words(text))
-        return cache[text]
 
-    return [_score(grams(ref), grams(hyp)) for ref, hyp in zip(refs, hyps, strict=True)]
+# A reference is compared with every completion of its group.
+@functools.lru_cache(maxsize=1024)
+def _grams(text: str) -> Counter[tuple[str, ...]]:
+    return ngrams(words(text))
 
 
 def ngrams(tokens: list[str]) -> Counter[tuple[str, ...]]:
@@ -34,4 +34,5 @@ def _score(ref: Counter[tuple[str, ...]], hyp: Counter[tuple[str, ...]]) -> floa
     larger = max(ref.total(), hyp.total())
     if not larger:
         return 0.0
-    return sum(min(ref[gram], hyp[gram]) for gram in ref.keys() & hyp.keys()) / larger
+    shared = ref.keys() & hyp.keys()
+    return sum(map(min, map(ref.__getitem__, shared), map(hyp.__getitem__, shared))) / larger

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from valor.clinical.labeler import Mention, aggregate, ancestors, label, mentions
+from valor.clinical.labeler import Mention, aggregate, label, mentions
 from valor.clinical.vocabulary import FINDINGS, SIDES, ZONES
 
 P, N, U = "positive", "negative", "uncertain"
@@ -195,12 +195,6 @@ def test_mentions_are_well_formed_and_ordered():
     assert all(m.side in (*SIDES, None) and m.zone in (*ZONES, None) for m in found)
     assert all(0 <= m.start < m.end <= len(text) for m in found)
     assert [m.start for m in found] == sorted(m.start for m in found)
-
-
-def test_ancestors():
-    assert ancestors("Pneumonia") == {"Consolidation", "Lung Opacity"}
-    assert ancestors("Edema") == {"Lung Opacity"}
-    assert ancestors("Cardiomegaly") == ancestors("Lung Opacity") == frozenset()
 
 
 def test_speed_without_the_sentence_cache():

@@ -1,10 +1,12 @@
 import pytest
 import torch
 
+from valor.clinical.hierarchy import SHARE
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES
 from valor.errors import UserError
 from valor.models.statements import (
     FLOOR,
+    ODDS,
     SIDED,
     ZONED,
     Margins,
@@ -15,6 +17,7 @@ from valor.models.statements import (
     on_side,
     present,
 )
+from valor.recipe import GrpoVisionSettings
 
 
 def _calibration(**likely):
@@ -70,15 +73,41 @@ def test_a_hedge_lies_between(score):
 
 
 def test_a_masked_finding_changes_nothing(score):
-    masked = ("Edema",)
-    assert score("There is edema.", masked=masked) == pytest.approx(score("No edema.", masked=masked))
-    assert score("There is edema.") != pytest.approx(score("No edema."))
+    masked = ("Fracture",)
+    assert score("There is a fracture.", masked=masked) == pytest.approx(score("No fracture.", masked=masked))
+    assert score("There is a fracture.") != pytest.approx(score("No fracture."))
+
+
+def test_names_of_one_consolidation_are_one_finding(score):
+    silent, three = score("No effusion."), "Pulmonary opacity. Consolidation. Pneumonia."
+    assert score("Consolidation.") == pytest.approx(score("Pulmonary opacity. Consolidation."))
+    # Improbable all: three names cost little more than one, and about as much as another wrong finding.
+    assert silent > score("Fracture.") > score(three) > score("Fracture. Pneumothorax.")
+    assert assertions("Pneumonia in the left lower lobe.")["Consolidation"] == ("positive", "left", "lower")
+    assert assertions("Possible pneumonia. No consolidation.")["Consolidation"][0] == "uncertain"
+
+
+def test_odds_move_where_naming_begins_to_pay(expert):
+    image = torch.nn.functional.normalize(torch.ones(1, 32), dim=1)
+    at_half = {"Edema": {"scale": 0.0, "bias": -0.7}}  # p = 0.33
+
+    def pays(odds):
+        statements = Statements(Margins(expert), at_half, masked=(), odds=odds)
+        said, silent = statements.log_probability(image.expand(2, -1), ["Edema.", "No edema."])
+        return said > silent
+
+    assert pays(2.5)
+    assert not pays(1.5)
+
+
+def test_the_recipes_odds_are_the_rewards():
+    assert GrpoVisionSettings().odds == ODDS
 
 
 def test_one_mistake_is_bounded(score):
     calibration = _calibration(Edema=-50.0, Pleural_Effusion=2.0)
     right, wrong = score("No edema.", calibration=calibration), score("There is edema.", calibration=calibration)
-    assert right - wrong <= -FLOOR / len(OBSERVATIONS) + 1e-6
+    assert right - wrong <= -FLOOR / sum(SHARE.get(finding, 1.0) for finding in OBSERVATIONS) + 1e-6
 
 
 def test_the_side_pays_when_the_image_agrees_and_costs_when_not(expert):

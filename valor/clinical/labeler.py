@@ -20,14 +20,6 @@ from valor.clinical.vocabulary import FINDINGS, Label, Side, Zone
 
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
-PARENTS: tuple[tuple[str, str], ...] = (
-    ("Pneumonia", "Consolidation"),
-    ("Consolidation", "Lung Opacity"),
-    ("Atelectasis", "Lung Opacity"),
-    ("Edema", "Lung Opacity"),
-    ("Lung Lesion", "Lung Opacity"),
-)
-"""(child, parent) of CheXpert's hierarchy (Irvin et al. 2019, figure 1), children first."""
 _RANK: Mapping[Label, int] = {"negative": 0, "uncertain": 1, "positive": 2}
 _SENTENCE_END = re.compile(
     r"(?<!\bvs)[.!?](?!\d)|;|\n\s*\n|\n(?=\s*(?:\d+[.)]|[-*]) )"
@@ -84,20 +76,6 @@ def aggregate(statements: Iterable[tuple[str, Label]]) -> dict[str, Label]:
     if said and all(value == "negative" for finding, value in best.items() if finding != SUPPORT_DEVICES):
         best[NO_FINDING] = "positive"
     return {finding: best[finding] for finding in FINDINGS if finding in best}
-
-
-def ancestors(finding: str) -> frozenset[str]:
-    """Return what a finding is a narrower name of in CheXpert's hierarchy: "Pneumonia" of Consolidation, Lung Opacity.
-
-    `label` keeps to what the text says, as published figures do; a comparison with a truth that knows appearances
-    wants "pneumonia" to name the consolidation. Cardiomegaly is no kind of Enlarged Cardiomediastinum here: the two
-    are told apart in the image.
-    """
-    found: set[str] = set()
-    for child, parent in PARENTS:
-        if child == finding or child in found:
-            found.add(parent)
-    return frozenset(found)
 
 
 def _sentences(text: str) -> Iterable[tuple[int, tuple[Reading, ...]]]:

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from valor.clinical.labeler import Mention, ancestors, label, mentions
+from valor.clinical.hierarchy import ancestors
+from valor.clinical.labeler import Mention, label, mentions
 from valor.clinical.vocabulary import OBSERVATIONS, Label
 from valor.evaluation import grounding
 from valor.evaluation.inputs import Pair, Predictions, Truth, finite_or_zero, side_set

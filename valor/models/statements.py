@@ -3,15 +3,18 @@
 The labeler reads a report into canonical statements: a finding is present (with a side and a zone where named), absent
 (silence counts as absent) or uncertain. The expert's margin between a statement and its denial, calibrated on
 held-out reports (`valor.models.expert_gate`), is a probability; a report's score is the mean log-probability of what
-it asserts, over the findings that the expert passed. The paper (arXiv 2512.16201) has no such reward.
+it asserts, over the findings that the expert passed. A finding stands for its broader names, and the names of one line
+share one finding's weight (`valor.clinical.hierarchy`): else one consolidation would count three times. The paper
+(arXiv 2512.16201) has no such reward.
 """
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from valor.clinical.hierarchy import NAMES, SHARE
 from valor.clinical.labeler import label, mentions
-from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES
+from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES, Label
 from valor.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,10 +25,11 @@ if TYPE_CHECKING:
 FLOOR = -3.0
 """Log-probabilities are clipped here (p = 0.05): one confident mistake must not outweigh all the rest."""
 ODDS = 1.5
-"""The odds of presence are multiplied by this in the score, so naming a finding pays from p = 0.4 on: the threshold
-that maximises F1 is half of the F1 that it reaches (Lipton et al. 2014, arXiv 1402.1892), about 0.8 here. Against
-held-out reports 1.5 was best of 0.7 to 9 (docs/models.md)."""
+"""The odds of presence are multiplied by this in the score unless asked otherwise, so naming a finding pays from
+p = 1 / (1 + ODDS) = 0.4 on: the threshold that maximises F1 is half of the F1 that it reaches (Lipton et al. 2014,
+arXiv 1402.1892), about 0.8 here. Against held-out reports 1.5 was best of 0.7 to 9 (docs/models.md)."""
 
+_ORDER: tuple[Label, ...] = ("negative", "uncertain", "positive")
 _NOUNS: dict[str, tuple[str, ...]] = {
     "Enlarged Cardiomediastinum": ("widening of the mediastinum", "mediastinal widening"),
     "Cardiomegaly": ("cardiomegaly", "enlargement of the heart"),
@@ -103,8 +107,13 @@ class Margins:
 class Statements:
     """The calibrated score of a report's assertions."""
 
-    def __init__(self, margins: Margins, calibration: dict[str, dict[str, Any]], *, masked: Sequence[str]):
+    def __init__(
+        self, margins: Margins, calibration: dict[str, dict[str, Any]], *, masked: Sequence[str], odds: float = ODDS
+    ):
         """Build from `expert_gate.json`'s calibration per finding; `masked` findings take no part.
+
+        Args:
+            odds: what the odds of presence are multiplied by in the score (> 0).
 
         Raises:
             UserError: every finding is masked.
@@ -112,6 +121,7 @@ class Statements:
         import torch
 
         self._margins = margins
+        self._shift = math.log(odds)
         self._keep = [i for i, f in enumerate(OBSERVATIONS) if f in calibration and f not in masked]
         if not self._keep:
             raise UserError(
@@ -119,13 +129,15 @@ class Statements:
                 "better expert, lower models.expert_gate, or set grpo_vision.similarity: paper"
             )
         rows = [calibration.get(f, {}) for f in OBSERVATIONS]
+        self._worth = torch.tensor([SHARE.get(OBSERVATIONS[i], 1.0) for i in self._keep])
+        self._worth /= self._worth.sum()
         self._scale = torch.tensor([float(row.get("scale", 0)) for row in rows])
         self._bias = torch.tensor([float(row.get("bias", 0)) for row in rows])
         self._side = _choice(rows, "side")
         self._zone = _choice(rows, "zone")
 
     @classmethod
-    def of(cls, expert: "Expert") -> "Statements":
+    def of(cls, expert: "Expert", *, odds: float = ODDS) -> "Statements":
         """Build from an expert's own gate.
 
         Raises:
@@ -136,7 +148,7 @@ class Statements:
                 "the expert's gate is not measured, so its statements have no calibration; set "
                 "grpo_vision.similarity: paper, or measure the gate on held-out reports"
             )
-        return cls(Margins(expert), expert.gate["calibration"], masked=expert.gate["masked"])
+        return cls(Margins(expert), expert.gate["calibration"], masked=expert.gate["masked"], odds=odds)
 
     def probability(self, image_embeds: "torch.Tensor") -> "torch.Tensor":
         """Return (N, 13) calibrated probabilities that each finding is present."""
@@ -151,7 +163,7 @@ class Statements:
         """
         import torch
 
-        p = (self.probability(image_embeds).logit(eps=1e-6) + math.log(ODDS)).sigmoid()
+        p = (self.probability(image_embeds).logit(eps=1e-6) + self._shift).sigmoid()
         yes, no = p.log().clamp_min(FLOOR), (1 - p).log().clamp_min(FLOOR)
         sides = self._place(self._margins.sides(image_embeds), *self._side)
         zones = self._place(self._margins.zones(image_embeds), *self._zone)
@@ -160,7 +172,7 @@ class Statements:
         for place, choice in ((sides, side), (zones, zone)):
             gain = place.gather(2, choice.clamp_min(0).unsqueeze(2)).squeeze(2)
             score = score + torch.where((claim == 1) & (choice >= 0), p * gain, 0.0)
-        return score[:, self._keep].clamp(FLOOR, 0).mean(dim=1).tolist()
+        return (score[:, self._keep].clamp(FLOOR, 0) @ self._worth).tolist()
 
     @staticmethod
     def _place(
@@ -171,11 +183,18 @@ class Statements:
 
 
 def assertions(report: str) -> dict[str, tuple[str, str | None, str | None]]:
-    """Return {finding: (label, side, zone)} of a report; left and right make bilateral, zones that differ make None."""
+    """Return {finding: (label, side, zone)} of a report; left and right make bilateral, zones that differ make None.
+
+    A finding that is present or uncertain is so under its broader names too, in the same places.
+    """
     found = mentions(report)
-    result: dict[str, tuple[str, str | None, str | None]] = {}
+    labels: dict[str, Label] = {}
     for finding, value in label(report).items():
-        same = [m for m in found if m.finding == finding and m.label == value]
+        for name in NAMES.get(finding, (finding,)) if value != "negative" else (finding,):
+            labels[name] = max(labels.get(name, value), value, key=_ORDER.index)
+    result: dict[str, tuple[str, str | None, str | None]] = {}
+    for finding, value in labels.items():
+        same = [m for m in found if m.label == value and finding in NAMES.get(m.finding, ())]
         sides = {m.side for m in same if m.side}
         zones = {m.zone for m in same if m.zone}
         side = "bilateral" if len(sides) > 1 else next(iter(sides), None)

@@ -235,6 +235,8 @@ class GrpoVisionSettings(TrainStage):
 
     similarity: Literal["paper", "statements"] = "statements"
     """`paper`: image-report similarity; `statements`: VALOR's closed variant (docs/rewards.md)."""
+    odds: float = pydantic.Field(1.5, gt=0)
+    """Of `statements`: naming a finding pays from the expert's probability 1 / (1 + odds) on."""
     advantages: Literal["rank", "group"] = "rank"
     """`group` centres and scales by the group's deviation, as plain GRPO does (an ablation)."""
     tolerance: float | None = pydantic.Field(None, ge=0)

@@ -4,10 +4,9 @@ Presence is 1 (positive), 0.5 (uncertain) or 0. Shared presence earns, missed an
 attribute that the reference states earns when right and costs when wrong. "Nothing found" on both sides earns too,
 and so does each denial in common. The score is 1 less the shortfall from what the reference itself would earn.
 
-A finding stands for its ancestors in CheXpert's hierarchy, as in hierarchical precision and recall (Kiritchenko et al.
-2006), and the names along one line share one finding's worth (`SHARE`). Without that, "consolidation ... likely
-pneumonia" was two findings, three with "opacity": wrong, it cost three times an invented effusion, and stage 1 taught
-silence about consolidations.
+A finding stands for its ancestors, and the names along one line share one finding's worth (`valor.clinical.hierarchy`).
+Without that, "consolidation ... likely pneumonia" was two findings, three with "opacity": wrong, it cost three times an
+invented effusion, and stage 1 taught silence about consolidations.
 
 Positives weigh more than denials because a reward that pays for "empty equals empty" teaches silence.
 """
@@ -15,19 +14,12 @@ Positives weigh more than denials because a reward that pays for "empty equals e
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping
 
-from valor.clinical.labeler import ancestors
+from valor.clinical.hierarchy import NAMES, SHARE
 from valor.clinical.summary import Summary
 from valor.clinical.vocabulary import OBSERVATIONS
 
-SHARE: Mapping[str, float] = {
-    "Lung Opacity": 0.25, "Lung Lesion": 0.75, "Edema": 0.75, "Consolidation": 0.75, "Atelectasis": 0.75,
-    "Pneumonia": 0.25,
-}  # fmt: skip
-"""What naming a finding adds to its broader names, as a share of a whole finding; 1 for those that stand alone."""
 _PRESENCE = {"positive": 1.0, "uncertain": 0.5}
-_BROADER = {finding: (finding, *sorted(ancestors(finding))) for finding in OBSERVATIONS}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +87,7 @@ def _said(summary: Summary) -> dict[str, _Said]:
     said: dict[str, _Said] = {}
     for finding, label in summary.labels.items():
         presence = _PRESENCE.get(label, 0.0)
-        for name in _BROADER.get(finding, ()) if presence else ():
+        for name in NAMES.get(finding, ()) if presence else ():
             entry = said.setdefault(name, _Said())
             entry.presence = max(entry.presence, presence)
             entry.sides |= summary.sides.get(finding, frozenset())

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from valor.models.sentences import sentences
-from valor.models.statements import Statements
+from valor.models.statements import ODDS, Statements
 from valor.rewards.completions import completion_text, were_cut
 
 if TYPE_CHECKING:
@@ -24,13 +24,18 @@ _MAX_REPEATS = 2
 
 
 def expert_reward(
-    expert: "Expert", similarity: Literal["paper", "statements"] = "paper", *, eos_token_ids: Sequence[int] = ()
+    expert: "Expert",
+    similarity: Literal["paper", "statements"] = "paper",
+    *,
+    odds: float = ODDS,
+    eos_token_ids: Sequence[int] = (),
 ) -> Callable[..., list[float]]:
     """Return a reward in TRL's signature; rows carry `image_embed`, from `expert.embed_images`.
 
     Args:
         expert: frozen; for `statements` its gate must have been measured.
         similarity: `paper` in [-1, 1], or `statements`, a mean log-probability in [-3, 0] or LOWEST_STATEMENTS.
+        odds: of `statements`: what the odds of presence are multiplied by.
         eos_token_ids: where given, a completion whose `completion_ids` hold none of them counts as truncated.
 
     Raises:
@@ -39,7 +44,7 @@ def expert_reward(
     if similarity == "paper":
         score, lowest = expert.paper_similarity, LOWEST_SIMILARITY
     else:
-        score, lowest = Statements.of(expert).log_probability, LOWEST_STATEMENTS
+        score, lowest = Statements.of(expert, odds=odds).log_probability, LOWEST_STATEMENTS
 
     def reward(
         completions: Sequence[Any],

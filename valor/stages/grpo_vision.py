@@ -31,7 +31,9 @@ def grpo_vision(
         from valor.training.trainers import RankGRPOTrainer, ReportGRPOTrainer
 
         judge = Expert.load(expert)
-        reward = expert_reward(judge, similarity=settings.similarity, eos_token_ids=end_tokens(policy.model))
+        reward = expert_reward(
+            judge, similarity=settings.similarity, odds=settings.odds, eos_token_ids=end_tokens(policy.model)
+        )
         args = grpo_arguments(settings, output_dir=policy.output_dir, defaults=VISION_DEFAULTS, reward_weights=[1.0])
         check_enough_prompts(args, studies=len(policy.studies))
         others = settings.expert_image == "other"

@@ -53,7 +53,6 @@ class Schedule:
     text_lr: float = 1.0e-4
     vision_lr: float = 3.0e-5
     vision_beta: float = 0.0
-    tolerance: float = 0.02
     expert_subjects: int = 3000
     expert_steps: int = 1200
 
@@ -136,8 +135,7 @@ class Seed:
         s = self.schedule
         trainer = {**_GRPO, "learning_rate": s.vision_lr, "max_steps": s.vision_steps, "beta": s.vision_beta}
         settings = {
-            "max_new_tokens": TOKENS, "share": REWARDED, "seed": self.seed, "tolerance": s.tolerance,
-            "trainer": trainer, **changes,
+            "max_new_tokens": TOKENS, "share": REWARDED, "seed": self.seed, "trainer": trainer, **changes,
         }  # fmt: skip
         inputs = {
             "dataset": self._dataset(),

@@ -23,11 +23,11 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
 
     Raises:
         UserError: no such arm.
-        ValorError: a job failed.
+        ValorError: a job failed; all that do not need it were run, and the page tells of it.
     """
     from pipelines.experiments import run
     from pipelines.experiments.arms import ARMS, Seed
-    from pipelines.experiments.document import collect, write
+    from pipelines.experiments.document import BASELINE, PAGE, collect, write
     from pipelines.experiments.jobs import with_ancestors
 
     for name in names:
@@ -43,9 +43,14 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
         if set(_CURVES) <= set(chosen):
             jobs += [seed.probe(), seed.curve(seed.sft), seed.curve(seed.continued())]
     root = home() / "experiments"
-    run.run(with_ancestors(jobs), root=root, cores=cores)
-    collect(root, folder, seeds=numbers)
-    return write(folder)
+    try:
+        run.run(with_ancestors(jobs), root=root, cores=cores)
+    finally:
+        # An arm that collapses is a result too; the others' must not wait for it.
+        collect(root, folder, seeds=numbers)
+        if any(folder.glob(f"{BASELINE}-*.npz")):
+            write(folder)
+    return folder / PAGE
 
 
 def document(folder: Path) -> Path:

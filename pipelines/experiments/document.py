@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.experiments import analysis, figures, results
+from pipelines.experiments import analysis, figures, results, run
 from pipelines.experiments.analysis import Difference, Table
 from pipelines.experiments.arms import ARMS, Seed
 from pipelines.experiments.curve import TABLES
@@ -18,6 +18,7 @@ from valor import artifacts
 from valor.evaluation.measures import Measure, slug
 
 BASELINE, FINAL = "continued", "valor"
+PAGE = "README.md"
 _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("Is it the image?", "other_image", ("valor", "other_image", "text")),
     ("Which similarity?", "similarity", ("valor", "paper", "text")),
@@ -33,10 +34,12 @@ _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
 def collect(root: Path, folder: Path, *, seeds: Sequence[int]) -> None:
     """Copy the results that are there into `folder`: a table per arm and seed, and a JSON of facts per seed."""
     for number in seeds:
-        seed, facts = Seed(number), {"seed": number, "arms": {}}
+        seed, facts = Seed(number), {"seed": number, "arms": {}, "stopped": {}}
         evidence = seed.data.output("evidence").path(root)
         for name, arm in ARMS.items():
             job = arm.reports(seed)
+            if verdict := run.verdict_on(job, root):
+                facts["stopped"][name] = verdict  # type: ignore[index]
             if job.is_done(root):
                 path = job.output("predictions").path(root)
                 results.save(folder / f"{name}-{number}.npz", *results.study_table(evidence=evidence, predictions=path))
@@ -76,6 +79,7 @@ def write(folder: Path) -> Path:
         "Written by `valor experiments --document` from the files beside it. Every seed has its own subjects, models "
         "and test studies, each opened once.\n",
         _headline(tables, measures, folder),
+        _stopped(facts),
         _means(tables, measures),
         _curve_part(tables, measures, folder),
         *(_group(*group, tables=tables, measures=measures, folder=folder) for group in _GROUPS),
@@ -84,7 +88,7 @@ def write(folder: Path) -> Path:
         _headroom(facts, tables, measures),
         _costs(facts),
     ]
-    page = folder / "README.md"
+    page = folder / PAGE
     page.write_text("\n".join(part for part in parts if part), encoding="utf-8")
     return page
 
@@ -98,39 +102,78 @@ def _tables(folder: Path, name: str) -> dict[int, Table]:
     return found
 
 
-def _differences(tables: Mapping[str, Any], measures: Mapping[str, Measure], key: str) -> dict[str, Difference]:
-    return {
-        name: analysis.compare(measures[key], found, tables[BASELINE])
-        for name, found in tables.items()
-        if name != BASELINE
-    }
-
-
 def _headline(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
     if FINAL not in tables:
         return ""
     rows = []
     for key in analysis.SHOWN:
         found = analysis.compare(measures[key], tables[FINAL], tables[BASELINE])
-        ours, theirs = (
-            [analysis.value(measures[key], table) for table in tables[name].values()] for name in (FINAL, BASELINE)
-        )
+        ours, theirs = _both(tables, measures[key])
         rows.append(
             f"| {measures[key].label}{_source(key)} | {_percent(np.mean(theirs))} | {_percent(np.mean(ours))} | "
-            f"{_change(found)} | {100 * analysis.relative(ours, theirs):+.0f}% | "
+            f"{_change(found, measures[key])} | {100 * analysis.relative(ours, theirs):+.0f}% | "
             f"{' '.join(f'{100 * v:+.1f}' for v in found.seeds.values())} |"
         )
-    chosen = ("truth_f1_micro", "truth_f1_macro", "flip_rate", "truth_abnormal_recall")
+    chosen = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
     figures.forest(
         folder / "headline.svg",
-        [(measures[k].label, analysis.compare(measures[k], tables[FINAL], tables[BASELINE])) for k in chosen],
+        [_row(measures[k].label, measures[k], tables[FINAL], tables[BASELINE]) for k in chosen],
         title="Stages 1 and 2, minus SFT continued for the same time",
     )
     return (
         "## Both stages against SFT continued for the same time\n\n![](headline.svg)\n\n"
         "| metric | SFT continued | stages 1 and 2 | difference [95% interval] | relative | each seed |\n"
-        "|---|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n"
+        "|---|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(tables, measures)
     )
+
+
+def _criteria(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
+    """Return what was asked before the test seeds were opened, what was found, and whether that meets it."""
+    found = {
+        key: analysis.compare(measures[key], tables[FINAL], tables[BASELINE])
+        for key in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
+    }
+    f1, invented, missed, flips = found.values()
+    f1_part, invented_part = (
+        analysis.relative(*_both(tables, measures[key])) for key in ("truth_f1_micro", "truth_hallucination")
+    )
+    rows = [
+        ("F1 rises: its interval is above zero", f1.low > 0, f"{100 * f1.low:+.1f} at least"),
+        ("F1, aim: 3 points", f1.value >= 0.03, f"{100 * f1.value:+.1f}"),
+        ("F1, stretch: 15% relative", f1_part >= 0.15, f"{100 * f1_part:+.0f}%"),
+        ("hallucination falls: its interval is below zero", invented.high < 0, f"{100 * invented.high:+.1f} at most"),
+        ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+.0f}%"),
+        ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+.0f}%"),
+        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+.1f}"),
+        ("more counterfactual pairs are told apart", flips.value > 0, f"{100 * flips.value:+.1f}"),
+    ]
+    lines = [f"| {asked} | {got} | {'yes' if met else '**no**'} |" for asked, met, got in rows]
+    return "| asked | found | met |\n|---|---:|---|\n" + "\n".join(lines) + "\n"
+
+
+def _both(tables: Mapping[str, Any], measure: Measure) -> tuple[list[float], list[float]]:
+    """Return the final model's values and the baseline's, on the seeds that both have."""
+    seeds = sorted(set(tables[FINAL]) & set(tables[BASELINE]))
+    ours, theirs = ([analysis.value(measure, tables[name][s]) for s in seeds] for name in (FINAL, BASELINE))
+    return ours, theirs
+
+
+def _row(
+    label: str, measure: Measure, ours: Mapping[int, Table], theirs: Mapping[int, Table]
+) -> tuple[str, Difference, bool]:
+    return label, analysis.compare(measure, ours, theirs), measure.higher_is_better is not False
+
+
+def _stopped(facts: Sequence[Mapping[str, Any]]) -> str:
+    """Return the arms that ended with a verdict instead of a model: a missing row must not read as one never asked."""
+    rows = [
+        f"| {ARMS[name].title} | {one['seed']} | {verdict} |"
+        for one in facts
+        for name, verdict in one.get("stopped", {}).items()
+    ]
+    if not rows:
+        return ""
+    return "## Arms that stopped\n\n| arm | seed | verdict |\n|---|---:|---|\n" + "\n".join(rows) + "\n"
 
 
 def _means(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
@@ -197,19 +240,29 @@ def _group(
     folder: Path,
 ) -> str:
     arms = [name for name in arms if name in tables]
-    if len(arms) < 2:
+    if len(arms) < 2 or not _share_seeds(tables, arms):
         return ""
-    lines = ["| arm | F1 | hallucinated | omitted | pairs told apart |", "|---|---:|---:|---:|---:|"]
-    shown = ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
-    found = {name: [analysis.compare(measures[k], tables[name], tables[BASELINE]) for k in shown] for name in arms}
-    lines += [f"| {ARMS[name].title} | " + " | ".join(map(_change, row)) + " |" for name, row in found.items()]
+    reference, *others = arms
+    lines = [
+        f"| {ARMS[reference].title} minus | seeds | F1 | hallucinated | omitted | pairs told apart |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    shown = [measures[k] for k in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")]
+    pairs = {name: [analysis.compare(measure, tables[reference], tables[name]) for measure in shown] for name in others}
+    for name, row in pairs.items():
+        cells = " | ".join(_change(found, measure) for found, measure in zip(row, shown, strict=True))
+        lines.append(f"| {ARMS[name].title} | {len(row[0].seeds)} | {cells} |")
     figures.forest(
         folder / f"{file}.svg",
-        [(ARMS[name].title, row[0]) for name, row in found.items()],
-        title=f"{heading} F1 against truth, minus SFT continued",
+        [(f"{ARMS[name].title} (n = {len(row[0].seeds)})", row[0], True) for name, row in pairs.items()],
+        title=f"{heading} F1 of {ARMS[reference].title}, minus that of",
     )
     questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in arms]
     return f"## {heading}\n\n![]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
+
+
+def _share_seeds(tables: Mapping[str, Any], arms: Sequence[str]) -> bool:
+    return bool(set.intersection(*(set(tables[name]) for name in arms)))
 
 
 def _per_seed(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
@@ -237,7 +290,7 @@ def _per_finding(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> 
         ]
         if np.isfinite(means).all():
             found = analysis.compare(measure, tables[FINAL], tables[BASELINE])
-            lines.append(f"| {finding} | {_percent(means[0])} | {_percent(means[1])} | {_change(found)} |")
+            lines.append(f"| {finding} | {_percent(means[0])} | {_percent(means[1])} | {_change(found, measure)} |")
     return "## F1 of each finding, against truth\n\n" + "\n".join(lines) + "\n"
 
 
@@ -274,6 +327,8 @@ def _percent(value: Any) -> str:
     return f"{100 * value:.1f}"
 
 
-def _change(found: Difference) -> str:
-    mark = " *" if found.low > 0 or found.high < 0 else ""
+def _change(found: Difference, measure: Measure) -> str:
+    mark = ""
+    if (found.low > 0 or found.high < 0) and measure.higher_is_better is not None:
+        mark = " better" if (found.value > 0) == measure.higher_is_better else " **worse**"
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{mark}"

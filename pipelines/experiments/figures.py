@@ -12,19 +12,16 @@ _FONT = 'font-family="system-ui, sans-serif"'
 _COLOURS = ("#6e7781", "#0969da", "#bf8700", "#8250df", "#1a7f37")
 
 
-def forest(
-    path: Path, rows: Sequence[tuple[str, Difference]], *, title: str, unit: str = "points", better: int = 1
-) -> None:
+def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: str, unit: str = "points") -> None:
     """Write a forest plot: a row per difference in percentage points, its interval, and a dot per seed.
 
     Args:
         path: the file.
-        rows: label and difference, as fractions.
+        rows: label, difference as fractions, and whether more is better: intervals without zero are green or red.
         title: what is compared with what.
         unit: of the axis.
-        better: 1 where more is better, -1 where less is.
     """
-    values = [100 * v for _, d in rows for v in (d.low, d.high, *d.seeds.values())]
+    values = [100 * v for _, d, _ in rows for v in (d.low, d.high, *d.seeds.values())]
     limit = max(1.0, *(abs(v) for v in values)) * 1.1
     low, high = min(0.0, min(values)) - 0.05 * limit, max(0.0, max(values)) + 0.05 * limit
     height = 70 + _ROW * len(rows)
@@ -38,10 +35,10 @@ def forest(
         parts.append(_line(x(tick), 34, x(tick), axis, _FAINT, width=1.5 if tick == 0 else 0.5))
         parts.append(_text(x(tick), axis + 16, f"{tick:+g}" if tick else "0", anchor="middle", size=11))
     parts.append(_text(_WIDTH - _RIGHT + 12, axis + 16, unit, size=11))
-    for i, (label, found) in enumerate(rows):
+    for i, (label, found, more_is_better) in enumerate(rows):
         y = 34 + _ROW * (i + 0.5)
         sure = found.low > 0 or found.high < 0
-        colour = (_GOOD if (found.value > 0) == (better > 0) else _BAD) if sure else _OPEN
+        colour = (_GOOD if (found.value > 0) == more_is_better else _BAD) if sure else _OPEN
         parts.append(_text(_LEFT - 12, y + 4, label, anchor="end"))
         parts.append(_line(x(100 * found.low), y, x(100 * found.high), y, colour, width=3))
         parts += [_dot(x(100 * v), y + 9, 2, _FAINT) for v in found.seeds.values()]

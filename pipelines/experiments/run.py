@@ -1,7 +1,7 @@
 """Run jobs side by side, each as a fork of a process that holds the libraries, in the order of what they need.
 
-A job that was cut off continues where it was: its stage has its work in progress. One that fails ends the run once the
-jobs beside it have ended; run again, everything finished is skipped.
+A job that was cut off continues where it was: its stage has its work in progress. One that fails takes along those that
+need it; all others are run, then the run ends with the first one's error. Run again, everything finished is skipped.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiments.execute import execute
-from pipelines.experiments.jobs import Job
+from pipelines.experiments.jobs import Job, with_ancestors
 from valor.errors import BY_EXIT_CODE, ResourceError, ValorError
 
 _GRACE_S = 30.0
@@ -40,31 +40,45 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     context.set_forkserver_preload(["pipelines.local.preload.training"])
     running: dict[Any, tuple[Job, float]] = {}
     total, begun = len(waiting), time.monotonic()
-    failed: Job | None = None
-    status = 0
+    failed: dict[str, tuple[Job, int]] = {}
     _set_environment(root)
     with _all_end(running):
         while waiting or running:
-            for job in [] if failed else _ready(waiting, [job for job, _ in running.values()], root=root, cores=cores):
+            for job in [job for job in waiting if any(i.job.key in failed for i in job.inputs.values())]:
+                waiting.remove(job)
+                failed[job.key] = (job, 0)
+                say(f"{job.name}: not run, it needs what failed")
+            for job in _ready(waiting, [job for job, _ in running.values()], root=root, cores=cores):
                 waiting.remove(job)
                 process = context.Process(target=_run_one, args=(job, root))
                 process.start()
                 running[process] = (job, time.monotonic())
-            if failed and not running:
-                break
+            if not running:
+                continue
             connection.wait([process.sentinel for process in running])
             for process in [p for p in running if not p.is_alive()]:
                 job, start = running.pop(process)
                 process.join()
                 if process.exitcode:
-                    failed, status = (job, process.exitcode) if failed is None else (failed, status)
+                    failed[job.key] = (job, process.exitcode)
                     say(f"{job.name}: FAILED, {_why(job, root, status=process.exitcode)}")
                     continue
                 done, spent = total - len(waiting) - len(running), time.monotonic() - begun
                 say(f"[{done}/{total}, {spent / 60:.0f} min] {job.name}: {time.monotonic() - start:.0f} s")
     if failed:
-        why = _why(failed, root, status=status)
-        raise BY_EXIT_CODE.get(status, ResourceError)(f"{failed.name}: {why}; logs in {failed.folder(root) / 'logs'}")
+        first, status = next(iter(failed.values()))
+        why = _why(first, root, status=status)
+        raise BY_EXIT_CODE.get(status, ResourceError)(f"{first.name}: {why}; logs in {first.folder(root) / 'logs'}")
+
+
+def verdict_on(job: Job, root: Path) -> str | None:
+    """Return why a job has no result: its last verdict, or that of what it needs; None if it has one or never ran."""
+    if job.is_done(root):
+        return None
+    for needed in with_ancestors([job]):
+        if not needed.is_done(root) and (verdict := _last_verdict(needed, root)):
+            return f"{needed.name}: {verdict}"
+    return None
 
 
 def _run_one(job: Job, root: Path) -> None:
@@ -90,10 +104,15 @@ def _ready(waiting: Sequence[Job], busy: Sequence[Job], *, root: Path, cores: in
 
 def _why(job: Job, root: Path, *, status: int) -> str:
     """Return the verdict that a failed job left in its events, or how it ended."""
+    verdict = _last_verdict(job, root)
+    return verdict if verdict and status > 0 else f"ended with status {status}"
+
+
+def _last_verdict(job: Job, root: Path) -> str | None:
     events = job.folder(root) / "events.jsonl"
     lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
     verdicts = [event["error"] for event in map(json.loads, lines) if event["event"] == "fail"]
-    return verdicts[-1] if verdicts and status > 0 else f"ended with status {status}"
+    return verdicts[-1] if verdicts else None
 
 
 def _set_environment(root: Path) -> None:

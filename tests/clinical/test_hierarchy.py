@@ -2,7 +2,7 @@
 
 import pytest
 
-from valor.clinical.hierarchy import NAMES, PARENTS, SHARE, ancestors
+from valor.clinical.hierarchy import NAMES, PARENTS, SHARE, ancestors, one_per_line
 from valor.clinical.vocabulary import OBSERVATIONS
 
 
@@ -22,3 +22,18 @@ def test_names_hold_the_finding_and_its_ancestors():
 def test_a_line_of_names_is_worth_one_finding(finding):
     worth = sum(SHARE.get(name, 1.0) for name in NAMES[finding])
     assert worth == {"Lung Opacity": 0.25, "Pneumonia": 1.25}.get(finding, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("names", "kept"),
+    [
+        (["Pneumonia", "Consolidation", "Lung Opacity"], {"Consolidation"}),
+        (["Pneumonia", "Lung Opacity"], {"Pneumonia"}),
+        (["Lung Opacity"], {"Lung Opacity"}),
+        (["Edema", "Atelectasis", "Lung Opacity"], {"Edema", "Atelectasis"}),
+        (["Cardiomegaly", "Enlarged Cardiomediastinum"], {"Cardiomegaly", "Enlarged Cardiomediastinum"}),
+        ([], set()),
+    ],
+)
+def test_one_per_line_keeps_the_main_name_of_each(names, kept):
+    assert one_per_line(names) == kept

@@ -101,6 +101,18 @@ def test_pneumonia_names_the_consolidation_that_is_there_and_is_one_error_where_
     assert silent["truth_omission"] == 1
 
 
+def test_all_names_of_a_consolidation_that_is_not_there_are_one_error():
+    truth = Truth(findings=OBSERVATIONS, studies={"s0": {}, "s1": present("Edema")}, implied={
+        "s0": frozenset(), "s1": frozenset({"Lung Opacity"}),
+    })  # fmt: skip
+    many = "Left lower lobe opacity. Left lower lobe consolidation, compatible with pneumonia."
+    found = evaluate(predictions(hyps=[many, f"Pulmonary edema. {many}"], refs=REFS[:2]), truth)
+    assert found["truth_hallucination"] == pytest.approx(2 / 3)
+    assert found["report_hallucination"] > 0.5
+    two = evaluate(predictions(hyps=[f"{many} Atelectasis.", "Pulmonary edema."], refs=REFS[:2]), truth)
+    assert two["truth_hallucination"] == pytest.approx(2 / 3)
+
+
 def test_truth_and_report_are_judged_apart():
     truth = Truth(
         findings=("Pleural Effusion", "Pneumothorax", "Edema"),

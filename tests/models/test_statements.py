@@ -122,6 +122,23 @@ def test_the_side_pays_when_the_image_agrees_and_costs_when_not(expert):
     assert right > none > wrong
 
 
+def test_no_place_makes_a_doubtful_finding_worth_naming_nor_a_true_one_worth_hiding(expert):
+    left, column = expert.embed_texts(["Left pleural effusion."]), OBSERVATIONS.index("Pleural Effusion")
+    reports = ["Left pleural effusion.", "Right pleural effusion.", "No effusion."]
+
+    def scores(bias):
+        calibration = _calibration(Pleural_Effusion=bias)
+        calibration["Pleural Effusion"]["side"] = {"scale": 50.0, "bias": [0.0] * 3, "prior": [0.1, 0.8, 0.1]}
+        statements = Statements(Margins(expert), calibration, masked=(), odds=1.0)
+        assert statements.probability(left)[0, column] == pytest.approx(torch.tensor(bias).sigmoid().item())
+        return statements.log_probability(left.expand(3, -1), reports)
+
+    right, wrong, silent = scores(-0.1)
+    assert silent > right > wrong
+    right, wrong, silent = scores(1.5)
+    assert right > wrong > silent
+
+
 def test_scores_of_a_batch_are_those_of_each_alone(expert):
     statements = Statements(Margins(expert), _calibration(Edema=1.0), masked=())
     images = torch.nn.functional.normalize(torch.randn(3, 32, generator=torch.Generator().manual_seed(0)), dim=1)

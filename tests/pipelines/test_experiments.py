@@ -139,7 +139,11 @@ def test_the_page_shows_what_the_tables_say(collected):
     page = document.write(collected).read_text()
     ours, theirs = ({s: table(skill, seed=s) for s in (1, 5)} for skill in (0.8, 0.6))
     found = analysis.compare(analysis.measured(theirs)["truth_f1_micro"], ours, theirs)
-    assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] *" in page
+    assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] better" in page
+    assert re.search(r"\| F1 rises: its interval is above zero \| \+\d+\.\d at least \| yes \|", page)
+    assert "| Stages 1 and 2 minus | seeds |" in page
+    assert re.search(r"\| Another image \| 2 \| \+\d", page)
+    assert "Arms that stopped" not in page
     assert "| Stages 1 and 2 | 2 |" in page
     assert "Is it the image?" in page
     assert "Which text rewards?" not in page  # none of its arms has run
@@ -147,6 +151,20 @@ def test_the_page_shows_what_the_tables_say(collected):
     for figure in re.findall(r"!\[\]\((\S+)\)", page):
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
     assert document.write(collected).read_text() == page
+
+
+def test_the_page_shows_a_loss_as_a_loss_and_an_arm_that_stopped(collected):
+    for seed in (1, 5):
+        (collected / f"continued-{seed}.npz").rename(collected / "kept.npz")
+        (collected / f"valor-{seed}.npz").rename(collected / f"continued-{seed}.npz")
+        (collected / "kept.npz").rename(collected / f"valor-{seed}.npz")
+        facts = json.loads((collected / f"facts-{seed}.json").read_text()) | {"stopped": {"paper": "vision: collapsed"}}
+        (collected / f"facts-{seed}.json").write_text(json.dumps(facts))
+    page = document.write(collected).read_text()
+    assert re.search(r"F1 rises: its interval is above zero \| -\d+\.\d at least \| \*\*no\*\*", page)
+    assert "**worse**" in page
+    assert "| Paper's similarity | 5 | vision: collapsed |" in page
+    assert "#cf222e" in (collected / "headline.svg").read_text()
 
 
 def test_a_saved_table_comes_back_without_ids(collected):
@@ -200,7 +218,11 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert data.is_done(tmp_path)
     assert not broken.is_done(tmp_path)
     assert data.record(tmp_path)["metrics"]["studies"] == 22
+    assert run.verdict_on(data, tmp_path) is None
     lines.clear()
+    needs = Job("probe", "probe", {}, ("probe",), {"base": broken.output("base")})
     with pytest.raises(UserError):
-        run.run([data, broken], root=tmp_path, cores=1, say=lines.append)
-    assert lines[0].startswith("2 jobs, 1 of them done")
+        run.run([broken, needs, data], root=tmp_path, cores=1, say=lines.append)
+    assert lines[0].startswith("3 jobs, 1 of them done")
+    assert lines[-1] == "probe: not run, it needs what failed"
+    assert "nowhere" in run.verdict_on(needs, tmp_path)

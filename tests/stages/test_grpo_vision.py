@@ -16,9 +16,10 @@ from valor.context import Context
 from valor.data.manifest import other_subjects
 from valor.models.loading import load_policy
 from valor.recipe import GrpoVisionSettings
-from valor.stages.grpo_vision import _tolerance, grpo_vision
+from valor.stages.grpo_vision import _normaliser, _tolerance, grpo_vision
+from valor.training.advantages import rank_advantages, standardised_advantages
 from valor.training.rows import grpo_rows, training_studies
-from valor.training.trainers import RankGRPOTrainer
+from valor.training.trainers import VisionGRPOTrainer
 
 SIZE = {
     "per_device_train_batch_size": 8,
@@ -38,7 +39,7 @@ def settings(**trainer) -> GrpoVisionSettings:
 def trained(tmp_path_factory):
     path = tmp_path_factory.mktemp("vision") / "checkpoint"
     optimizers = []
-    train = RankGRPOTrainer.train
+    train = VisionGRPOTrainer.train
 
     def watched(self, *args, **kwargs):
         result = train(self, *args, **kwargs)
@@ -46,7 +47,7 @@ def trained(tmp_path_factory):
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RankGRPOTrainer, "train", watched)
+        patch.setattr(VisionGRPOTrainer, "train", watched)
         context = Context(work_root=str(path.with_name("work")))
         grpo_vision(
             settings(), dataset=world().dataset, parent=world().parent, expert=world().expert, checkpoint=path,
@@ -107,6 +108,24 @@ def test_the_kl_term_compares_with_the_parent(tmp_path):
     first, second = (line["kl"] for line in artifacts.load_checkpoint_info(path)["history"])
     assert first == pytest.approx(0, abs=1e-6)
     assert second > 1e-6
+
+
+def test_group_advantages_are_standardised_rewards_of_the_same_completions(tmp_path):
+    path = tmp_path / "checkpoint"
+    # Of four completions: two would get -1 and 1 either way.
+    wide = {"max_steps": 1, "num_generations": 4, "per_device_train_batch_size": 4}
+    changed = settings(**wide).model_copy(update={"advantages": "group"})
+    for form, folder in ((settings(**wide), tmp_path / "ranked"), (changed, path)):
+        grpo_vision(
+            form, dataset=world().dataset, parent=world().parent, expert=world().expert, checkpoint=folder,
+            context=Context(work_root=str(tmp_path / "work")),
+        )  # fmt: skip
+    ranked, own = (artifacts.load_checkpoint_info(folder)["history"][0] for folder in (tmp_path / "ranked", path))
+    key = "rewards/expert_paper_reward/mean"
+    assert own[key] == pytest.approx(ranked[key])
+    assert own["grad_norm"] != pytest.approx(ranked["grad_norm"])
+    assert _normaliser(changed, {}) is standardised_advantages
+    assert _normaliser(settings(), {}).func is rank_advantages
 
 
 @pytest.mark.slow

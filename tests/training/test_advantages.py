@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from valor.training.advantages import rank_advantages, tied_ranks
+from valor.training.advantages import rank_advantages, standardised_advantages, tied_ranks
 
 
 def advantages(*rewards, group_size=None, tolerance=0.0, unusable=None):
@@ -121,3 +121,27 @@ def test_order_of_the_group_does_not_matter(values, random):
     random.shuffle(shuffled)
     ranks = tied_ranks(values, tolerance=0.1)
     assert tied_ranks([values[i] for i in shuffled], tolerance=0.1) == [ranks[i] for i in shuffled]
+
+
+def test_standardised_is_scale_free_and_keeps_distances():
+    low, middle, high = standardised_advantages(torch.tensor([0.0, 0.3, 1.0]), group_size=3).tolist()
+    assert high - middle == pytest.approx((middle - low) * 7 / 3, rel=1e-5)
+    assert standardised_advantages(torch.tensor([2.0, 2.0, 2.0]), group_size=3).tolist() == [0, 0, 0]
+
+
+def test_an_unusable_completion_does_not_drown_the_differences_of_a_standardised_group():
+    usable = [-0.38, -0.40, -0.42, -0.45]
+    rewards = torch.tensor([*usable, -10.0, math.nan])
+    mask = torch.tensor([False] * 4 + [True, False])
+    found = standardised_advantages(rewards, group_size=6, unusable=mask)
+    below = -0.45 - torch.tensor(usable).std(correction=0).item()
+    worst = standardised_advantages(torch.tensor([*usable, below, below]), group_size=6)
+    assert found.tolist() == pytest.approx(worst.tolist(), rel=1e-5)
+    assert found[0] - found[3] > 1
+    drowned = standardised_advantages(rewards[:5], group_size=5)
+    assert drowned[0] - drowned[3] < 0.1
+    assert standardised_advantages(rewards, group_size=6, unusable=torch.tensor([True] * 6)).tolist() == [0] * 6
+    alone = standardised_advantages(
+        torch.tensor([-0.4, -10.0, -10.0]), group_size=3, unusable=torch.tensor([False, True, True])
+    )
+    assert alone[0] > 1 > 0 > alone[1]

@@ -5,7 +5,7 @@ image, between two reports in a reward) let a finding stand for its ancestors, a
 (Kiritchenko et al. 2006): "pneumonia" names the consolidation, and says no second finding beside it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from valor.clinical.vocabulary import OBSERVATIONS
 
@@ -38,3 +38,23 @@ SHARE: Mapping[str, float] = {
     "Pneumonia": 0.25,
 }  # fmt: skip
 """What naming a finding adds to its broader names, as a share of a whole finding; 1 for those that stand alone."""
+
+
+def one_per_line(findings: Iterable[str]) -> frozenset[str]:
+    """Return the findings without the further names of one line: of "pneumonia", "consolidation", "opacity" the second.
+
+    A line keeps the name of the largest share, and the narrower of two that share alike. Two kinds of opacity are two.
+    """
+    names = frozenset(findings)
+
+    def weight(finding: str) -> tuple[float, int]:
+        return SHARE.get(finding, 1.0), len(ancestors(finding))
+
+    return frozenset(
+        finding
+        for finding in names
+        if not any(
+            (other in ancestors(finding) or finding in ancestors(other)) and weight(other) > weight(finding)
+            for other in names
+        )
+    )

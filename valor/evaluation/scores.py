@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from valor.clinical.hierarchy import ancestors
+from valor.clinical.hierarchy import ancestors, one_per_line
 from valor.clinical.labeler import Mention, label, mentions
 from valor.clinical.vocabulary import OBSERVATIONS, Label
 from valor.evaluation import grounding
@@ -119,7 +119,8 @@ def clinical_counts(stated: Statement, expected: Expected) -> dict[str, float]:
     """Return one study's clinical columns against one source, without the source's prefix."""
     found, present = said(stated, expected), expected.present & expected.judged
     counts = {f"tp/{f}": 1.0 for f in found.keys() & present}
-    counts |= {f"fp/{f}": 1.0 for f in found.keys() - present}
+    wrong = found.keys() - present
+    counts |= {f"fp/{f}": 1.0 for f in (one_per_line(wrong) if expected.knows_appearances else wrong)}
     counts |= {f"fn/{f}": 1.0 for f in present - found.keys()}
     # A line or a pacemaker makes no study abnormal, as in CheXpert's "No Finding".
     kind, kept = ("abnormal", "abnormal_found") if present - {_DEVICES} else ("normal", "normal_kept")

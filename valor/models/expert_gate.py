@@ -2,10 +2,11 @@
 
 Per finding: AUC of the statement margin (present against absent, in general radiology English), and over the held-out
 reports' own sentences the accuracies of side swap (the sentence beats itself with left and right exchanged), negation
-(it beats its reversed polarity) and deletion (leaving the finding out of a report that has it scores lower). A
-finding below a threshold, or with too few cases, is masked from rewards and named; one whose sentences the edits
-cannot reverse is judged without negation. A failed side swap masks the finding's side and zone alone. Silence counts
-as absent, so the labels carry the reports' own noise: the figures are bounds from below.
+(it beats its reversed polarity) and deletion (the margin of a report that has the finding is nearer to those that have
+it than to those that leave it out: prevalence aside, leaving it out scores lower). A finding below a threshold, or with
+too few cases, is masked from rewards and named; one whose sentences the edits cannot reverse is judged without
+negation. A failed side swap masks the finding's side and zone alone. Silence counts as absent, so the labels carry the
+reports' own noise: the figures are bounds from below.
 """
 
 import itertools
@@ -117,10 +118,10 @@ def _finding(margin: "np.ndarray", says: Sequence[str]) -> tuple[dict[str, Any],
     fit = LogisticRegression(C=10.0).fit(values[:, None] / spread, truth)
     centre = (float(values[truth].mean()) + float(values[~truth].mean())) / 2
     entry["auc"] = float(roc_auc_score(truth, values))
-    # The centre, not the calibrated p = 0.5: for a rare finding that lies far beyond most of its true cases.
+    # The centre, not where the reward's odds begin to pay: for a rare finding that is far beyond most true cases.
     entry["deletion"] = float((values[truth] > centre).mean())
     scale, bias = float(fit.coef_[0, 0]) / spread, float(fit.intercept_[0])
-    return entry, {"scale": scale, "bias": bias, "centre": centre}
+    return entry, {"scale": scale, "bias": bias}
 
 
 def _add_places(

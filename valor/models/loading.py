@@ -4,6 +4,7 @@ Works with checkpoints of the LLaVA family on the PIL image processors. Qwen-VL 
 video processor needs torchvision, which the CPU tests do not have.
 """
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -65,10 +66,14 @@ def load_policy(path: Path, *, dtype: str = "float32", verify: bool = True) -> t
 
 
 def fastest_device() -> str:
-    """Return where a model answers fastest: `cuda`, or `cpu` where there is none."""
+    """Return where a model answers fastest: this process's `cuda` device, or `cpu` where there is none.
+
+    By rank, since the trainer sets the current device only once it is built: an expert loaded before would share the
+    first GPU with those of all other processes.
+    """
     import torch
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
 
 
 def save_policy(

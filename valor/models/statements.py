@@ -28,6 +28,9 @@ ODDS = 1.5
 """The odds of presence are multiplied by this in the score unless asked otherwise, so naming a finding pays from
 p = 1 / (1 + ODDS) = 0.4 on: the threshold that maximises F1 is half of the F1 that it reaches (Lipton et al. 2014,
 arXiv 1402.1892), about 0.8 here. Against held-out reports 1.5 was best of 0.7 to 9 (docs/models.md)."""
+PLACE_FLOOR = -math.log(2)
+"""The most that a wrong place costs a finding that is there. More, and silence would beat a true finding on the wrong
+side, and the reward would teach omissions."""
 
 _ORDER: tuple[Label, ...] = ("negative", "uncertain", "positive")
 _NOUNS: dict[str, tuple[str, ...]] = {
@@ -158,8 +161,9 @@ class Statements:
         """Return per report the mean log-probability of its assertions, each clipped to [FLOOR, 0].
 
         Uncertain costs the mean of "present" and "absent", so a hedge never beats the better of the two. A side or zone
-        beside a finding that is present adds the log of its probability over its frequency, weighted by the finding's
-        own probability: naming the right one pays, the wrong one costs, and leaving it out does neither.
+        beside a finding that is present costs the log of its probability over the likeliest one's, clipped to
+        [PLACE_FLOOR, 0] and weighted by the finding's own probability; naming none costs as much as one drawn by its
+        frequency. So the likeliest place is the best to name, and no place makes a doubtful finding worth naming.
         """
         import torch
 
@@ -170,16 +174,22 @@ class Statements:
         claim, side, zone = _encode(reports)
         score = torch.where(claim == 1, yes, torch.where(claim == 0, no, (yes + no) / 2))
         for place, choice in ((sides, side), (zones, zone)):
-            gain = place.gather(2, choice.clamp_min(0).unsqueeze(2)).squeeze(2)
-            score = score + torch.where((claim == 1) & (choice >= 0), p * gain, 0.0)
+            # Place -1, none named, is the last column.
+            cost = place.gather(2, choice.remainder(place.shape[2]).unsqueeze(2)).squeeze(2)
+            score = score + torch.where(claim == 1, p * cost, 0.0)
         return (score[:, self._keep].clamp(FLOOR, 0) @ self._worth).tolist()
 
     @staticmethod
     def _place(
         cosines: "torch.Tensor", scale: "torch.Tensor", bias: "torch.Tensor", prior: "torch.Tensor"
     ) -> "torch.Tensor":
-        """Return (N, 13, 3) log ratios of a place's probability to its frequency; 0 where not calibrated."""
-        return (scale[:, None] * cosines + bias).log_softmax(dim=2) - prior.log()
+        """Return (N, 13, 4), in [PLACE_FLOOR, 0]: what each place adds, and none named; 0 where not calibrated."""
+        import torch
+
+        ratio = (scale[:, None] * cosines + bias).softmax(dim=2)
+        ratio = ratio / ratio.amax(dim=2, keepdim=True)
+        unnamed = (ratio * prior).sum(dim=2, keepdim=True)
+        return torch.cat([ratio, unnamed], dim=2).log().clamp_min(PLACE_FLOOR)
 
 
 def assertions(report: str) -> dict[str, tuple[str, str | None, str | None]]:

@@ -56,12 +56,17 @@ def expert_reward(
 
         texts = [completion_text(completion) for completion in completions]
         cut = were_cut(completion_ids, count=len(texts), eos_token_ids=eos_token_ids)
-        last = [is_cut or not sentences(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
+        last = unusable(texts, cut)
         scores = score(torch.as_tensor(image_embed, dtype=torch.float32), texts)
         return [lowest if is_last else float(value) for value, is_last in zip(scores, last, strict=True)]
 
     reward.__name__ = f"expert_{similarity}_reward"
     return reward
+
+
+def unusable(texts: Sequence[str], cut: Sequence[bool]) -> list[bool]:
+    """Tell of each report whether it must rank last: truncated, without a sentence, or repetitive."""
+    return [is_cut or not sentences(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
 
 
 def is_repetitive(report: str) -> bool:

@@ -4,8 +4,9 @@ The expert scores the X-ray against each candidate report; the scores become ran
 report takes part: the rows that the rewards see do not hold one.
 """
 
+import functools
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def grpo_vision(
     from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:
-        from valor.training.trainers import RankGRPOTrainer, ReportGRPOTrainer
+        from valor.training.trainers import VisionGRPOTrainer
 
         judge = Expert.load(expert)
         reward = expert_reward(
@@ -39,16 +40,14 @@ def grpo_vision(
         others = settings.expert_image == "other"
         seen = other_subjects([study.subject_id for study in policy.studies]) if others else ()
         rows = grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=judge.embed_images, seen=seen)
-        parts: dict[str, Any] = {
-            "model": policy.model,
-            "reward_funcs": [reward],
-            "args": args,
-            "train_dataset": rows,
-            "processing_class": policy.processor,
-        }
-        if settings.advantages == "group":
-            return ReportGRPOTrainer(**parts)
-        return RankGRPOTrainer(**parts, tolerance=_tolerance(settings, judge.gate))
+        return VisionGRPOTrainer(
+            model=policy.model,
+            reward_funcs=[reward],
+            args=args,
+            train_dataset=rows,
+            processing_class=policy.processor,
+            normalise=_normaliser(settings, judge.gate),
+        )
 
     metrics, cleanup = train(
         "grpo_vision",
@@ -61,6 +60,14 @@ def grpo_vision(
         build=build,
     )
     return StageResult(metrics=metrics, cleanup=cleanup)
+
+
+def _normaliser(settings: GrpoVisionSettings, gate: Mapping[str, Any]) -> Callable[..., Any]:
+    from valor.training.advantages import rank_advantages, standardised_advantages
+
+    if settings.advantages == "group":
+        return standardised_advantages
+    return functools.partial(rank_advantages, tolerance=_tolerance(settings, gate))
 
 
 def _tolerance(settings: GrpoVisionSettings, gate: Mapping[str, Any]) -> float:

@@ -4,6 +4,8 @@ The expert's similarity is trusted for its order, not for its scale: within a gr
 rewards become ranks, and the ranks become advantages of zero mean and unit standard deviation. Ranks alone would
 give clinically identical paraphrases full-size advantages, so rewards within a tolerance share a rank (VALOR's own
 addition). Plain torch, no trainer; left out are weights between groups: every group with two ranks counts the same.
+
+`standardised_advantages` is what ranks replace, kept to be compared with: GRPO's own (arXiv 2402.03300).
 """
 
 from typing import TYPE_CHECKING
@@ -55,6 +57,43 @@ def rank_advantages(
     spread = centred.pow(2).mean(dim=1, keepdim=True).sqrt()
     # Ranks are multiples of one half, so an untied group's spread is far above zero and a tied one's is exactly zero.
     advantages = torch.where(spread > 0, centred / spread.clamp(min=1e-12), torch.zeros_like(centred))
+    return advantages.view(-1).to(rewards.device, torch.float32)
+
+
+def standardised_advantages(
+    rewards: "torch.Tensor", *, group_size: int, unusable: "torch.Tensor | None" = None
+) -> "torch.Tensor":
+    """Return rewards centred and scaled by the deviation of their group.
+
+    NaN and `unusable` rewards are put one deviation of the usable ones below the least of them (anywhere below, where
+    those do not differ): their own value lies so far below that it would be the whole of the group's deviation.
+
+    Args:
+        rewards: (N,) float, groups one after the other.
+        group_size: completions per prompt; divides N.
+        unusable: (N,) bool.
+
+    Returns:
+        (N,) float32 on the device of `rewards`; 0 for a group without spread or without a usable completion.
+    """
+    import torch
+
+    values = rewards.detach().to("cpu", torch.float64).view(-1, group_size)
+    bad = values.isnan()
+    if unusable is not None:
+        bad = bad | unusable.to("cpu").view(-1, group_size)
+    usable = (~bad).sum(dim=1, keepdim=True).clamp(min=1)
+    kept = values.masked_fill(bad, 0.0)
+    mean = kept.sum(dim=1, keepdim=True) / usable
+    deviation = ((kept - mean).masked_fill(bad, 0.0).pow(2).sum(dim=1, keepdim=True) / usable).sqrt()
+    gap = torch.where(deviation > _ROUNDING, deviation, torch.ones_like(deviation))
+    least = values.masked_fill(bad, torch.inf).amin(dim=1, keepdim=True)
+    # A group without a usable completion has no least one, and no differences.
+    least = torch.where(least.isinf(), torch.zeros_like(least), least)
+    centred = torch.where(bad, (least - gap).expand_as(values), values)
+    centred = centred - centred.mean(dim=1, keepdim=True)
+    spread = centred.pow(2).mean(dim=1, keepdim=True).sqrt()
+    advantages = torch.where(spread > _ROUNDING, centred / spread, torch.zeros_like(centred))
     return advantages.view(-1).to(rewards.device, torch.float32)
 
 

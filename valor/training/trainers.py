@@ -5,11 +5,11 @@
   counter; nothing is sent to anybody.
 * `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length, and GRPO's
   loss computes a shared prompt once (`valor.training.prompts`).
-* `RankGRPOTrainer`: stage 2, advantages from ranks (`valor.training.advantages`).
+* `VisionGRPOTrainer`: stage 2, advantages of its own (`valor.training.advantages`).
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from valor.rewards.completions import completion_text, were_cut
-from valor.training.advantages import rank_advantages
+from valor.rewards.expert import unusable
 from valor.training.guards import STATED, stated_findings
 from valor.training.prompts import by_prompt, can_share, packed_log_probabilities
 from valor.training.trained import load_trained, save_trained
@@ -204,18 +204,18 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         )
 
 
-class RankGRPOTrainer(ReportGRPOTrainer):
-    """GRPO whose advantages are ranks within the group.
+class VisionGRPOTrainer(ReportGRPOTrainer):
+    """GRPO whose advantages are not TRL's.
 
     TRL gathers rewards over processes before it normalises them, and so does this: a group may be split over
     processes, and each takes its own slice of the advantages.
 
     Args:
-        tolerance: rewards closer than this share a rank.
+        normalise: makes (N,) advantages of (N,) rewards, `group_size` and a mask `unusable`, such as `rank_advantages`.
     """
 
-    def __init__(self, *args: Any, tolerance: float, **kwargs: Any):
-        self._tolerance = tolerance
+    def __init__(self, *args: Any, normalise: Callable[..., "torch.Tensor"], **kwargs: Any):
+        self._normalise = normalise
         super().__init__(*args, **kwargs)
 
     def _calculate_rewards(
@@ -223,25 +223,22 @@ class RankGRPOTrainer(ReportGRPOTrainer):
     ) -> "torch.Tensor":
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         cut = were_cut(completion_ids_list, count=len(completions), eos_token_ids=self.eos_token_ids)
-        local = [
-            is_cut or not completion_text(completion).strip()
-            for completion, is_cut in zip(completions, cut, strict=True)
-        ]
-        unusable = gather(torch.tensor(local, device=rewards.device)) | rewards.isnan().any(dim=1)
+        local = unusable([completion_text(completion) for completion in completions], cut)
+        last = gather(torch.tensor(local, device=rewards.device)) | rewards.isnan().any(dim=1)
         total = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1)
         training = self.model.training  # type: ignore[union-attr]
         group_size = int(self.num_generations if training else self.num_generations_eval)  # type: ignore[arg-type]
-        self._ranked = rank_advantages(total, group_size=group_size, tolerance=self._tolerance, unusable=unusable)
+        self._normalised = self._normalise(total, group_size=group_size, unusable=last)
         metrics = self._metrics["train" if training else "eval"]
-        metrics["unusable_ratio"].append(unusable.float().mean().item())
-        tied = self._ranked.view(-1, group_size).eq(0).all(dim=1)
+        metrics["unusable_ratio"].append(last.float().mean().item())
+        tied = self._normalised.view(-1, group_size).eq(0).all(dim=1)
         metrics["frac_groups_tied"].append(tied.float().mean().item())
         return rewards
 
     def _generate_and_score_completions(self, inputs: list[dict]) -> dict[str, Any]:
         output = super()._generate_and_score_completions(inputs)
         start = self.accelerator.process_index * len(inputs)
-        output["advantages"] = self._ranked[start : start + len(inputs)].to(output["advantages"].device)
+        output["advantages"] = self._normalised[start : start + len(inputs)].to(output["advantages"].device)
         return output
 
 

@@ -105,35 +105,33 @@ def _tables(folder: Path, name: str) -> dict[int, Table]:
 def _headline(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
     if FINAL not in tables:
         return ""
+    found = {key: analysis.compare(measures[key], tables[FINAL], tables[BASELINE]) for key in analysis.SHOWN}
     rows = []
-    for key in analysis.SHOWN:
-        found = analysis.compare(measures[key], tables[FINAL], tables[BASELINE])
+    for key, change in found.items():
         ours, theirs = _both(tables, measures[key])
         rows.append(
             f"| {measures[key].label}{_source(key)} | {_percent(np.mean(theirs))} | {_percent(np.mean(ours))} | "
-            f"{_change(found, measures[key])} | {100 * analysis.relative(ours, theirs):+.0f}% | "
-            f"{' '.join(f'{100 * v:+.1f}' for v in found.seeds.values())} |"
+            f"{_change(change, measures[key])} | {100 * analysis.relative(ours, theirs):+.0f}% | "
+            f"{' '.join(f'{100 * v:+.1f}' for v in change.seeds.values())} |"
         )
     chosen = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
     figures.forest(
         folder / "headline.svg",
-        [_row(measures[k].label, measures[k], tables[FINAL], tables[BASELINE]) for k in chosen],
+        [(measures[k].label, found[k], measures[k].higher_is_better is not False) for k in chosen],
         title="Stages 1 and 2, minus SFT continued for the same time",
     )
     return (
         "## Both stages against SFT continued for the same time\n\n![](headline.svg)\n\n"
         "| metric | SFT continued | stages 1 and 2 | difference [95% interval] | relative | each seed |\n"
-        "|---|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(tables, measures)
+        "|---|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(found, tables, measures)
     )
 
 
-def _criteria(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
+def _criteria(found: Mapping[str, Difference], tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
     """Return what was asked before the test seeds were opened, what was found, and whether that meets it."""
-    found = {
-        key: analysis.compare(measures[key], tables[FINAL], tables[BASELINE])
-        for key in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
-    }
-    f1, invented, missed, flips = found.values()
+    f1, invented, missed, flips = (
+        found[key] for key in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
+    )
     f1_part, invented_part = (
         analysis.relative(*_both(tables, measures[key])) for key in ("truth_f1_micro", "truth_hallucination")
     )
@@ -156,12 +154,6 @@ def _both(tables: Mapping[str, Any], measure: Measure) -> tuple[list[float], lis
     seeds = sorted(set(tables[FINAL]) & set(tables[BASELINE]))
     ours, theirs = ([analysis.value(measure, tables[name][s]) for s in seeds] for name in (FINAL, BASELINE))
     return ours, theirs
-
-
-def _row(
-    label: str, measure: Measure, ours: Mapping[int, Table], theirs: Mapping[int, Table]
-) -> tuple[str, Difference, bool]:
-    return label, analysis.compare(measure, ours, theirs), measure.higher_is_better is not False
 
 
 def _stopped(facts: Sequence[Mapping[str, Any]]) -> str:

@@ -1,8 +1,8 @@
 """The arms: what is compared with what, and how each checkpoint comes about.
 
 Everything that two arms have in common is the same job (`pipelines.experiments.jobs`). All arms of a seed share its
-subjects, models, supervised checkpoint and test studies; seeds share nothing. Half of the training subjects are for
-supervised training, the other half for the rewards; arms that go on with supervised training get both halves.
+subjects, models, supervised checkpoint and test studies; seeds share nothing. Three quarters of the training subjects
+are for supervised training, the last one for the rewards; arms that go on with supervised training get all of them.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ from typing import Any
 
 from pipelines.experiments.jobs import Job, Output
 
-SUPERVISED, REWARDED, UNION = (0.0, 0.5), (0.5, 1.0), (0.0, 1.0)
+SUPERVISED, REWARDED, UNION = (0.0, 0.75), (0.75, 1.0), (0.0, 1.0)
 TOKENS = 120
 
 _SFT = {
@@ -43,16 +43,18 @@ _GRPO = {
 class Schedule:
     """How much of each training an arm gets; the default was fixed before the test seeds were opened."""
 
-    train: int = 2400
+    train: int = 3600
     test: int = 500
     pairs: int = 150
-    sft_steps: int = 800
-    continued_steps: int = 800
+    sft_steps: int = 1000
+    continued_steps: int = 1500
+    continued_short_steps: int = 300
     text_steps: int = 100
-    vision_steps: int = 60
+    vision_steps: int = 100
     text_lr: float = 1.0e-4
-    vision_lr: float = 3.0e-5
-    vision_beta: float = 0.0
+    vision_lr: float = 1.0e-4
+    vision_odds: float = 1.5
+    invention: float = 4.0
     expert_subjects: int = 3000
     expert_steps: int = 1200
 
@@ -99,10 +101,9 @@ class Seed:
         """The supervised checkpoint that all arms start from."""
         return self._sft("sft", self.models().output("base"), steps=self.schedule.sft_steps, share=SUPERVISED)
 
-    def continued(self, *, dataset: Output | None = None, share: tuple[float, float] = UNION) -> Output:
-        """Go on with supervised training, for as long as the rewards take."""
-        steps = self.schedule.continued_steps
-        return self._sft("sft continued", self.sft, steps=steps, share=share, dataset=dataset)
+    def continued(self, *, steps: int, label: str = "sft continued", dataset: Output | None = None) -> Output:
+        """Go on with supervised training, on the studies of both shares."""
+        return self._sft(label, self.sft, steps=steps, share=UNION, dataset=dataset)
 
     def _sft(
         self, name: str, base: Output, *, steps: int, share: tuple[float, float], dataset: Output | None = None
@@ -114,9 +115,9 @@ class Seed:
         return Job(self._name(name), "sft", settings, ("checkpoint",), inputs).output("checkpoint")
 
     def text(self, *, rewards: Sequence[Mapping[str, Any]] = (), label: str = "text") -> Output:
-        """Stage 1."""
+        """Train stage 1."""
         s = self.schedule
-        clinical = {"name": "clinical_agreement_reward"}
+        clinical = {"name": "clinical_agreement_reward", "options": {"invention": s.invention}}
         form = [{"name": f"{name}_reward", "weight": 0.2} for name in ("length", "repetition")]
         settings = {
             "max_new_tokens": TOKENS,
@@ -131,11 +132,12 @@ class Seed:
     def vision(
         self, *, parent: Output | None = None, models: Job | None = None, label: str = "vision", **changes: Any
     ) -> Output:
-        """Stage 2; `changes` are settings of its section."""
+        """Train stage 2; `changes` are settings of its section."""
         s = self.schedule
-        trainer = {**_GRPO, "learning_rate": s.vision_lr, "max_steps": s.vision_steps, "beta": s.vision_beta}
+        trainer = {**_GRPO, "learning_rate": s.vision_lr, "max_steps": s.vision_steps}
         settings = {
-            "max_new_tokens": TOKENS, "share": REWARDED, "seed": self.seed, "trainer": trainer, **changes,
+            "max_new_tokens": TOKENS, "share": REWARDED, "seed": self.seed, "odds": s.vision_odds, "trainer": trainer,
+            **changes,
         }  # fmt: skip
         inputs = {
             "dataset": self._dataset(),
@@ -208,7 +210,11 @@ ARMS: Mapping[str, Arm] = {
     "sft": Arm("SFT", "Where everything starts.", 5, _of(lambda s: s.sft)),
     "continued": Arm(
         "SFT continued", "What would the same time of supervised training on all studies give?", 5,
-        _of(lambda s: s.continued()),
+        _of(lambda s: s.continued(steps=s.schedule.continued_steps)),
+    ),
+    "continued_short": Arm(
+        "SFT continued, best length", "What does it give at the length that was best on development studies?", 5,
+        _of(lambda s: s.continued(steps=s.schedule.continued_short_steps, label="sft continued, best length")),
     ),
     "text": Arm("Stage 1", "What does text GRPO alone give?", 5, _of(lambda s: s.text())),
     "valor": Arm("Stages 1 and 2", "What does the whole recipe give?", 5, _of(lambda s: s.vision())),
@@ -245,12 +251,14 @@ ARMS: Mapping[str, Arm] = {
     ),
     "pseudo_labels": Arm(
         "SFT on the expert's choice", "Is it the expert's knowledge, or learning by reward?", 3,
-        _of(lambda s: s.continued(dataset=s.pseudo_labels())),
+        _of(lambda s: s.continued(
+            steps=s.schedule.continued_short_steps, label="sft on pseudo-labels", dataset=s.pseudo_labels(),
+        )),
     ),
     "clinical_only": Arm(
         "Stage 1, clinical only", "Does the lexical reward help?", 3,
         _of(lambda s: s.text(label="text, clinical only", rewards=[
-            {"name": "clinical_agreement_reward"},
+            {"name": "clinical_agreement_reward", "options": {"invention": s.schedule.invention}},
         ])),
     ),
     "lexical_only": Arm(

@@ -8,7 +8,6 @@ from valor.errors import UserError
 
 TEST_SEEDS = (47_001, 47_002, 47_003, 47_004, 47_005)
 """Opened once, after every choice was made on other seeds."""
-_CURVES = ("sft", "continued")
 
 
 def listing() -> str:
@@ -22,12 +21,12 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     """Run the arms' jobs, collect their results in `folder` and write the page there.
 
     Raises:
-        UserError: no such arm.
+        UserError: no such arm, or a folder that holds test seeds and others.
         ValorError: a job failed; all that do not need it were run, and the page tells of it.
     """
     from pipelines.experiments import run
     from pipelines.experiments.arms import ARMS, Seed
-    from pipelines.experiments.document import BASELINE, PAGE, collect, write
+    from pipelines.experiments.document import CURVES, PAGE, collect, write
     from pipelines.experiments.jobs import with_ancestors
 
     for name in names:
@@ -35,22 +34,36 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
             raise UserError(f"--arm {name}: no such arm; there are {', '.join(ARMS)}")
     chosen = names or tuple(ARMS)
     numbers = tuple(seeds) or TEST_SEEDS
+    _keep_apart(folder, numbers)
     jobs = []
     for place, number in enumerate(numbers):
         seed = Seed(number)
         # An arm of few seeds takes the first ones; seeds that were asked for by name are all taken.
         jobs += [ARMS[name].reports(seed) for name in chosen if seeds or place < ARMS[name].seeds]
-        if set(_CURVES) <= set(chosen):
-            jobs += [seed.probe(), seed.curve(seed.sft), seed.curve(seed.continued())]
+        jobs += [seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES if name in chosen]
+        if "sft" in chosen:
+            jobs.append(seed.probe())
     root = home() / "experiments"
     try:
         run.run(with_ancestors(jobs), root=root, cores=cores)
     finally:
         # An arm that collapses is a result too; the others' must not wait for it.
         collect(root, folder, seeds=numbers)
-        if any(folder.glob(f"{BASELINE}-*.npz")):
+        if any(folder.glob("*.npz")):
             write(folder)
     return folder / PAGE
+
+
+def _keep_apart(folder: Path, seeds: Sequence[int]) -> None:
+    """Refuse a folder in which seeds that choices were made on would stand beside those opened after them."""
+    there = {int(path.stem.removeprefix("facts-")) for path in folder.glob("facts-*.json")}
+    every = there | set(seeds)
+    if every & set(TEST_SEEDS) and not every <= set(TEST_SEEDS):
+        others = ", ".join(str(seed) for seed in sorted(every - set(TEST_SEEDS)))
+        raise UserError(
+            f"--results {folder}: test seeds and seed {others} would stand on one page; choose another folder for the "
+            "latter"
+        )
 
 
 def document(folder: Path) -> Path:
@@ -61,6 +74,6 @@ def document(folder: Path) -> Path:
     """
     from pipelines.experiments.document import write
 
-    if not any(folder.glob("continued-*.npz")):
+    if not any(folder.glob("*.npz")):
         raise UserError(f"{folder}: holds no results; run valor experiments first")
     return write(folder)

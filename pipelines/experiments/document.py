@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,17 @@ from pipelines.experiments import analysis, figures, results, run
 from pipelines.experiments.analysis import Difference, Table
 from pipelines.experiments.arms import ARMS, Seed
 from pipelines.experiments.curve import TABLES
+from pipelines.experiments.jobs import Job, with_ancestors
 from valor import artifacts
+from valor.errors import UserError
 from valor.evaluation.measures import Measure, slug
 
 BASELINE, FINAL = "continued", "valor"
+BASELINES = (BASELINE, "continued_short")
+"""What the whole recipe is measured against: the same time, and the length that was best on development seeds."""
+CURVES = ("sft", "continued_short")
+"""Checkpoints whose operating curves are drawn."""
+_TRAINING = ("sft", "grpo_text", "grpo_vision")
 PAGE = "README.md"
 _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("Is it the image?", "other_image", ("valor", "other_image", "text")),
@@ -34,7 +42,7 @@ _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
 def collect(root: Path, folder: Path, *, seeds: Sequence[int]) -> None:
     """Copy the results that are there into `folder`: a table per arm and seed, and a JSON of facts per seed."""
     for number in seeds:
-        seed, facts = Seed(number), {"seed": number, "arms": {}, "stopped": {}}
+        seed, facts = Seed(number), {"seed": number, "arms": {}, "stopped": {}, "jobs": {}}
         evidence = seed.data.output("evidence").path(root)
         for name, arm in ARMS.items():
             job = arm.reports(seed)
@@ -43,9 +51,10 @@ def collect(root: Path, folder: Path, *, seeds: Sequence[int]) -> None:
             if job.is_done(root):
                 path = job.output("predictions").path(root)
                 results.save(folder / f"{name}-{number}.npz", *results.study_table(evidence=evidence, predictions=path))
-                facts["arms"][name] = _cost(job.inputs["checkpoint"].job, root)  # type: ignore[index]
-        for name, checkpoint in (("sft", seed.sft), ("continued", seed.continued())):
-            job = seed.curve(checkpoint)
+                facts["arms"][name] = _cost(job, seed, root)  # type: ignore[index]
+                facts["jobs"] |= _records(job, root)  # type: ignore[operator]
+        for name in CURVES:
+            job = seed.curve(ARMS[name].reports(seed).inputs["checkpoint"])
             if job.is_done(root):
                 _save_curve(job.output("curve").path(root) / TABLES, folder / f"curve-{name}-{number}.npz")
         if seed.probe().is_done(root):
@@ -53,12 +62,37 @@ def collect(root: Path, folder: Path, *, seeds: Sequence[int]) -> None:
         if seed.models().is_done(root):
             gate = artifacts.read_json(seed.models().output("expert").path(root) / "expert_gate.json")
             facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
-        artifacts.write_json(folder / f"facts-{number}.json", facts)
+        path = folder / f"facts-{number}.json"
+        facts["opened"] = _opened(path, anything=bool(facts["arms"]))
+        artifacts.write_json(path, facts)
 
 
-def _cost(job: Any, root: Path) -> dict[str, Any]:
-    record = job.record(root)
-    return {"seconds": record["seconds"], "commit": record["commit"], "steps": record["metrics"].get("steps")}
+def _opened(facts: Path, *, anything: bool) -> str | None:
+    """Return the day on which a seed's test studies were first scored; None while they are not."""
+    before = artifacts.read_json(facts).get("opened") if facts.is_file() else None
+    return before or (datetime.now(UTC).date().isoformat() if anything else None)
+
+
+def _cost(reports: Job, seed: Seed, root: Path) -> dict[str, Any]:
+    """Return what training took an arm after the supervised checkpoint that all share: jobs and processor time.
+
+    A resumed job's time is that of its last try alone, so such a sum is a lower bound.
+    """
+    shared = () if reports.inputs["checkpoint"] == seed.sft else (seed.sft.job.key,)
+    own = [job for job in with_ancestors([reports]) if job.stage in _TRAINING and job.key not in shared]
+    records = [job.record(root) for job in own]
+    return {
+        "trained": [job.name.split(",")[0] for job in own],
+        "processor_seconds": round(sum(record["processor_seconds"] for record in records)),
+        "resumed": any(record["metrics"].get("resumed_from_step") for record in records),
+    }
+
+
+def _records(reports: Job, root: Path) -> dict[str, Any]:
+    """Return what an arm's reports were made by: name, settings, commit and code of every job."""
+    kept = ("name", "settings", "commit", "code")
+    jobs = [(job, job.record(root)) for job in with_ancestors([reports])]
+    return {f"{job.stage}-{job.key}": {key: record.get(key) for key in kept} for job, record in jobs}
 
 
 def _save_curve(source: Path, target: Path) -> None:
@@ -69,16 +103,22 @@ def _save_curve(source: Path, target: Path) -> None:
 
 
 def write(folder: Path) -> Path:
-    """Write the page and its figures from the collected results, and return the page."""
+    """Write the page and its figures from the collected results, and return the page.
+
+    Raises:
+        UserError: the results were made by more than one version of the code.
+    """
+    facts = [artifacts.read_json(path) for path in sorted(folder.glob("facts-*.json"))]
+    _require_one_code(folder, facts)
     tables = {name: _tables(folder, name) for name in ARMS}
     tables = {name: found for name, found in tables.items() if found}
-    measures = analysis.measured(tables[BASELINE])
-    facts = [artifacts.read_json(path) for path in sorted(folder.glob("facts-*.json"))]
+    measures = analysis.measured(next(iter(tables.values())))
     parts = [
-        "# Experiments: the test seeds\n",
+        "# Experiments: results\n",
         "Written by `valor experiments --document` from the files beside it. Every seed has its own subjects, models "
-        "and test studies, each opened once.\n",
-        _headline(tables, measures, folder),
+        "and test studies.\n",
+        _seeds(facts),
+        *(_headline(name, tables, measures, folder) for name in BASELINES),
         _stopped(facts),
         _means(tables, measures),
         _curve_part(tables, measures, folder),
@@ -93,6 +133,21 @@ def write(folder: Path) -> Path:
     return page
 
 
+def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
+    codes = {str(job["code"]): one["seed"] for one in facts for job in one["jobs"].values()}
+    if len(codes) > 1:
+        found = ", ".join(f"{code} (seed {seed})" for code, seed in codes.items())
+        raise UserError(
+            f"{folder}: its results were made by {len(codes)} versions of the code, {found}, and cannot be compared; "
+            "delete the jobs of the older one below VALOR_HOME/experiments/jobs (their job.json names it) and run again"
+        )
+
+
+def _seeds(facts: Sequence[Mapping[str, Any]]) -> str:
+    lines = [f"| {one['seed']} | {one['opened']} | {', '.join(one['arms'])} |" for one in facts]
+    return "| seed | test studies opened on | arms |\n|---:|---|---|\n" + "\n".join(lines) + "\n"
+
+
 def _tables(folder: Path, name: str) -> dict[int, Table]:
     found = {}
     for path in sorted(folder.glob(f"{name}-*.npz")):
@@ -102,38 +157,44 @@ def _tables(folder: Path, name: str) -> dict[int, Table]:
     return found
 
 
-def _headline(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
-    if FINAL not in tables:
+def _headline(baseline: str, tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
+    if not _share_seeds(tables, (FINAL, baseline)):
         return ""
-    found = {key: analysis.compare(measures[key], tables[FINAL], tables[BASELINE]) for key in analysis.SHOWN}
+    found = {key: analysis.compare(measures[key], tables[FINAL], tables[baseline]) for key in analysis.SHOWN}
+    against = ARMS[baseline].title
     rows = []
     for key, change in found.items():
-        ours, theirs = _both(tables, measures[key])
+        ours, theirs = _both(baseline, tables, measures[key])
+        low, high = change.student()
         rows.append(
             f"| {measures[key].label}{_source(key)} | {_percent(np.mean(theirs))} | {_percent(np.mean(ours))} | "
-            f"{_change(change, measures[key])} | {100 * analysis.relative(ours, theirs):+.0f}% | "
+            f"{_change(change, measures[key])} | [{100 * low:+.1f}, {100 * high:+.1f}] | "
+            f"{100 * analysis.relative(ours, theirs):+.0f}% | "
             f"{' '.join(f'{100 * v:+.1f}' for v in change.seeds.values())} |"
         )
     chosen = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
+    figure = f"headline-{baseline.replace('_', '-')}.svg"
     figures.forest(
-        folder / "headline.svg",
+        folder / figure,
         [(measures[k].label, found[k], measures[k].higher_is_better is not False) for k in chosen],
-        title="Stages 1 and 2, minus SFT continued for the same time",
+        title=f"{ARMS[FINAL].title}, minus {against}",
     )
     return (
-        "## Both stages against SFT continued for the same time\n\n![](headline.svg)\n\n"
-        "| metric | SFT continued | stages 1 and 2 | difference [95% interval] | relative | each seed |\n"
-        "|---|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(found, tables, measures)
+        f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[baseline].question}\n\n![]({figure})\n\n"
+        f"| metric | {against} | {ARMS[FINAL].title} | difference [95% bootstrap] | [95% t] | relative | each seed |\n"
+        "|---|---:|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(baseline, found, tables, measures)
     )
 
 
-def _criteria(found: Mapping[str, Difference], tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
+def _criteria(
+    baseline: str, found: Mapping[str, Difference], tables: Mapping[str, Any], measures: Mapping[str, Measure]
+) -> str:
     """Return what was asked before the test seeds were opened, what was found, and whether that meets it."""
     f1, invented, missed, flips = (
         found[key] for key in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
     )
     f1_part, invented_part = (
-        analysis.relative(*_both(tables, measures[key])) for key in ("truth_f1_micro", "truth_hallucination")
+        analysis.relative(*_both(baseline, tables, measures[key])) for key in ("truth_f1_micro", "truth_hallucination")
     )
     rows = [
         ("F1 rises: its interval is above zero", f1.low > 0, f"{100 * f1.low:+.1f} at least"),
@@ -149,10 +210,10 @@ def _criteria(found: Mapping[str, Difference], tables: Mapping[str, Any], measur
     return "| asked | found | met |\n|---|---:|---|\n" + "\n".join(lines) + "\n"
 
 
-def _both(tables: Mapping[str, Any], measure: Measure) -> tuple[list[float], list[float]]:
+def _both(baseline: str, tables: Mapping[str, Any], measure: Measure) -> tuple[list[float], list[float]]:
     """Return the final model's values and the baseline's, on the seeds that both have."""
-    seeds = sorted(set(tables[FINAL]) & set(tables[BASELINE]))
-    ours, theirs = ([analysis.value(measure, tables[name][s]) for s in seeds] for name in (FINAL, BASELINE))
+    seeds = sorted(set(tables[FINAL]) & set(tables[baseline]))
+    ours, theirs = ([analysis.value(measure, tables[name][s]) for s in seeds] for name in (FINAL, baseline))
     return ours, theirs
 
 
@@ -181,11 +242,11 @@ def _means(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
 
 def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
     keys = ("truth_omission", "truth_hallucination")
+    found = {name: curves for name in CURVES if (curves := _curves(folder, name))}
+    if not found:
+        return ""
     lines, rows = {}, []
-    for name in ("sft", "continued"):
-        curves = _curves(folder, name)
-        if not curves:
-            return ""
+    for name, curves in found.items():
         biases = sorted(next(iter(curves.values())), key=float)
         lines[f"{ARMS[name].title}, tokens biased"] = [
             tuple(
@@ -194,24 +255,40 @@ def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], fold
             )
             for bias in biases
         ]
-        for seed, curve in curves.items():
-            bias, best = analysis.best_of_curve(curve, lambda t: analysis.value(measures["truth_f1_micro"], t))
-            ours = tables.get(FINAL, {}).get(seed)
-            got = analysis.value(measures["truth_f1_micro"], ours) if ours else float("nan")
-            rows.append(f"| {ARMS[name].title} | {seed} | {bias} | {_percent(best)} | {_percent(got)} |")
+        rows += [_above(name, arm, curves, tables, measures) for arm in ("text", FINAL) if arm in tables]
     points = {
         ARMS[name].title: tuple(
             float(np.mean([analysis.value(measures[key], t) for t in tables[name].values()])) for key in keys
         )
-        for name in ("sft", "continued", "text", "valor")
+        for name in ("sft", *BASELINES, "text", FINAL)
         if name in tables
     }
     figures.operating_curve(folder / "curve.svg", lines, points)  # type: ignore[arg-type]
     return (
         "## Above the curve, or along it?\n\n![](curve.svg)\n\nThe lines are what SFT's reports become when tokens of "
-        "findings are made likelier. The best F1 on each line was chosen on the test studies, in the line's favour.\n\n"
-        "| curve | seed | best bias | its F1 | stages 1 and 2 |\n|---|---:|---:|---:|---:|\n" + "\n".join(rows) + "\n"
+        "findings are made likelier. Of each line the point with the best F1 was chosen on the test studies, in the "
+        "line's favour.\n\n"
+        "| curve | best bias of each seed | its F1 | arm | F1 minus the curve's best [95% bootstrap] |\n"
+        "|---|---|---:|---|---:|\n" + "\n".join(rows) + "\n"
     )
+
+
+def _above(
+    name: str,
+    arm: str,
+    curves: Mapping[int, Mapping[str, Table]],
+    tables: Mapping[str, Any],
+    measures: Mapping[str, Measure],
+) -> str:
+    """Return a row: an arm against the best point of a curve, paired by study."""
+    measure = measures["truth_f1_micro"]
+    seeds = sorted(set(curves) & set(tables[arm]))
+    picked = {seed: analysis.best_of_curve(curves[seed], lambda t: analysis.value(measure, t)) for seed in seeds}
+    best = {seed: curves[seed][bias] for seed, (bias, _) in picked.items()}
+    change = analysis.compare(measure, tables[arm], best)
+    biases = ", ".join(bias for bias, _ in picked.values())
+    mean = _percent(np.mean([value for _, value in picked.values()]))
+    return f"| {ARMS[name].title} | {biases} | {mean} | {ARMS[arm].title} | {_change(change, measure)} |"
 
 
 def _curves(folder: Path, name: str) -> dict[int, dict[str, Table]]:
@@ -231,10 +308,10 @@ def _group(
     measures: Mapping[str, Measure],
     folder: Path,
 ) -> str:
-    arms = [name for name in arms if name in tables]
-    if len(arms) < 2 or not _share_seeds(tables, arms):
-        return ""
     reference, *others = arms
+    others = [name for name in others if _share_seeds(tables, (reference, name))]
+    if not others:
+        return ""
     lines = [
         f"| {ARMS[reference].title} minus | seeds | F1 | hallucinated | omitted | pairs told apart |",
         "|---|---:|---:|---:|---:|---:|",
@@ -249,12 +326,12 @@ def _group(
         [(f"{ARMS[name].title} (n = {len(row[0].seeds)})", row[0], True) for name, row in pairs.items()],
         title=f"{heading} F1 of {ARMS[reference].title}, minus that of",
     )
-    questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in arms]
+    questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in (reference, *others)]
     return f"## {heading}\n\n![]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
 
 
 def _share_seeds(tables: Mapping[str, Any], arms: Sequence[str]) -> bool:
-    return bool(set.intersection(*(set(tables[name]) for name in arms)))
+    return bool(set.intersection(*(set(tables.get(name, ())) for name in arms)))
 
 
 def _per_seed(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
@@ -270,7 +347,7 @@ def _per_seed(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str
 def _per_finding(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
     from valor.clinical.vocabulary import OBSERVATIONS
 
-    if FINAL not in tables:
+    if not _share_seeds(tables, (FINAL, BASELINE)):
         return ""
     lines = ["| finding | SFT continued | stages 1 and 2 | difference [95% interval] |", "|---|---:|---:|---:|"]
     for finding in OBSERVATIONS:
@@ -303,11 +380,12 @@ def _headroom(facts: Sequence[Mapping[str, Any]], tables: Mapping[str, Any], mea
 
 
 def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| arm | seconds of its last stage, by seed |", "|---|---|"]
+    lines = ["| arm | trained after SFT | processor seconds, by seed |", "|---|---|---|"]
     for name, arm in ARMS.items():
-        seconds = [f"{one['arms'][name]['seconds']:.0f}" for one in facts if name in one["arms"]]
-        if seconds:
-            lines.append(f"| {arm.title} | {', '.join(seconds)} |")
+        found = [one["arms"][name] for one in facts if name in one["arms"]]
+        seconds = [f"{'≥ ' if cost['resumed'] else ''}{cost['processor_seconds']}" for cost in found]
+        if found:
+            lines.append(f"| {arm.title} | {', '.join(found[0]['trained']) or 'nothing'} | {', '.join(seconds)} |")
     return "## Cost\n\n" + "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,6 @@
 """What one job does, in a process of its own: a stage of VALOR, or one of the steps that only experiments take."""
 
+import functools
 import json
 import os
 import signal
@@ -11,6 +12,9 @@ from pipelines.experiments.jobs import RECORD, Job
 from valor import artifacts, stages
 from valor.context import Context
 from valor.tracking.runs import code_identity
+
+_CODE = ("clinical", "data", "evaluation", "metrics", "models", "rewards", "stages", "training")
+_LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "numpy", "scikit-learn")
 
 
 def execute(job: Job, root: Path) -> None:
@@ -42,8 +46,17 @@ def execute(job: Job, root: Path) -> None:
             "processor_seconds": time.process_time() - processor,
             "metrics": {key: float(value) for key, value in metrics.items()},
             "commit": code_identity()["commit"],
+            "code": code_digest(),
         },
     )
+
+
+@functools.cache
+def code_digest() -> str:
+    """Return the digest of the code that results depend on: results of different code are not compared."""
+    here = Path(__file__).parent
+    own = [artifacts.digest_file(here / name) for name in ("execute.py", "curve.py", "probe.py")]
+    return artifacts.digest_value([artifacts.digest_code(_CODE, _LIBRARIES), own])[:12]
 
 
 def _stage(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:

@@ -2,7 +2,8 @@
 
 Two arms that ask for the same job share its result, and a job whose result is there is not run again. The digest is
 over settings and seeds and not over the code: a finished experiment is a record, and changing a comment must not throw
-hours away. The commit that a result was made by stands beside it (`job.json`).
+hours away. What a result was made by stands beside it (`job.json`: commit, digest of the code, settings), and the page
+compares no results of different code.
 """
 
 import dataclasses
@@ -60,7 +61,7 @@ class Job:
         return (self.folder(root) / RECORD).is_file()
 
     def record(self, root: Path) -> dict[str, Any]:
-        """Return what is known of a finished job: seconds, metrics, commit."""
+        """Return what is known of a finished job: seconds, metrics, settings, commit, code."""
         return artifacts.read_json(self.folder(root) / RECORD)
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from valor.clinical.labeler import Mention, aggregate, label, mentions
+from valor.clinical.labeler import Mention, aggregate, consistent, label, mentions
 from valor.clinical.vocabulary import FINDINGS, SIDES, ZONES
 
 P, N, U = "positive", "negative", "uncertain"
@@ -205,3 +205,28 @@ def test_speed_without_the_sentence_cache():
         mentions(report)
     # Measured 10,000 a second on one 2024 core; the floor leaves room for a slow, busy one.
     assert len(reports) / (time.process_time() - start) > 1000
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("Moderate right pleural effusion. No pleural effusion.", "uncertain"),
+        ("No left pleural effusion. Moderate right pleural effusion.", "positive"),
+        ("No right pleural effusion. Moderate right pleural effusion.", "uncertain"),
+        ("Moderate right pleural effusion. Unchanged right pleural effusion.", "positive"),
+        ("No pleural effusion. No effusion.", "negative"),
+        ("Possible pleural effusion. No pleural effusion.", "uncertain"),
+    ],
+)
+def test_what_is_asserted_and_denied_in_one_place_is_uncertain(text, expected):
+    assert consistent(mentions(text))["Pleural Effusion"] == expected
+
+
+def test_a_denial_of_one_finding_leaves_another_alone():
+    text = "The lungs are clear. Moderate right pleural effusion. Pacemaker."
+    assert consistent(mentions(text)) == label(text)
+
+
+def test_a_denial_elsewhere_in_the_lung_is_no_contradiction():
+    text = "Right lower lobe consolidation. No upper lobe consolidation."
+    assert consistent(mentions(text))["Consolidation"] == "positive"

@@ -72,6 +72,11 @@ def test_a_hedge_lies_between(score):
     assert score("No pleural effusion.") < hedge < score("There is a pleural effusion.")
 
 
+def test_saying_both_is_a_hedge(score):
+    both = score("There is a pleural effusion. There is no pleural effusion.")
+    assert both == pytest.approx(score("Possible pleural effusion."))
+
+
 def test_a_masked_finding_changes_nothing(score):
     masked = ("Fracture",)
     assert score("There is a fracture.", masked=masked) == pytest.approx(score("No fracture.", masked=masked))

@@ -12,6 +12,7 @@ from pipelines.experiments import analysis, command, document, results
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
 from pipelines.experiments.curve import BIASES, leanings
+from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
 from valor.errors import UserError
 from valor.evaluation.scores import COLUMNS
@@ -52,13 +53,13 @@ def test_arms_of_a_seed_share_what_they_can_and_seeds_share_nothing():
     stages = [one.stage for one in jobs]
     assert stages.count("data") == 1
     assert stages.count("grpo_text") == 3  # the recipe's, clinical only, lexical only
-    assert stages.count("sft") == 3  # the first, continued, on pseudo-labels
+    assert stages.count("sft") == 4  # the first, continued for two lengths, on pseudo-labels
     others = with_ancestors([arm.reports(Seed(8)) for arm in ARMS.values()])
     assert not {one.key for one in jobs} & {one.key for one in others}
     assert Seed(7).vision().job.key != Seed(7, dataclasses.replace(Schedule(), vision_lr=1.0)).vision().job.key
 
 
-def test_rewards_never_see_the_supervised_half():
+def test_rewards_never_see_the_supervised_share():
     assert SUPERVISED[1] == REWARDED[0]
     assert Seed(7).sft.job.settings["share"] == SUPERVISED
     assert Seed(7).text().job.settings["share"] == Seed(7).vision().job.settings["share"] == REWARDED
@@ -116,20 +117,23 @@ def test_only_seeds_of_both_arms_are_compared():
 
 
 @pytest.fixture
-def collected(tmp_path):
-    """Results of four arms on two seeds, as `collect` leaves them."""
-    skills = {"sft": 0.55, "continued": 0.6, "text": 0.7, "valor": 0.8, "other_image": 0.62}
+def collected(tmp_path, monkeypatch):
+    """Results of a few arms on two seeds, as `collect` leaves them."""
+    monkeypatch.setattr(analysis, "SAMPLES", 100)
+    skills = {"sft": 0.55, "continued": 0.6, "continued_short": 0.62, "text": 0.7, "valor": 0.8, "other_image": 0.64}
     for seed in (1, 5):
         for name, skill in skills.items():
             one = table(skill, seed=seed)
             results.save(tmp_path / f"{name}-{seed}.npz", [f"{s:04d}" for s in one.subjects], one.values)
-        for name in ("sft", "continued"):
+        for name in document.CURVES:
             for bias in (-1.0, 0.0, 1.0):
                 one = table(skills[name] + 0.1 * bias, seed=seed)
                 results.save(
                     tmp_path / f"curve-{name}-{seed}_{bias:g}.npz", [f"{s:04d}" for s in one.subjects], one.values
                 )
-        facts = {"seed": seed, "arms": {"valor": {"seconds": 61.2, "commit": "c", "steps": 3}}}
+        cost = {"trained": ["text", "vision"], "processor_seconds": 61, "resumed": seed == 5}
+        facts = {"seed": seed, "opened": "2026-01-02", "arms": {"valor": cost}}
+        facts |= {"jobs": {f"sft-{seed}": {"name": "sft", "settings": {}, "commit": "c", "code": "abc"}}}
         facts |= {"probe": {"f1_macro": 0.9}, "expert": {"masked": ["Fracture"]}}
         (tmp_path / f"facts-{seed}.json").write_text(json.dumps(facts))
     return tmp_path
@@ -151,6 +155,32 @@ def test_the_page_shows_what_the_tables_say(collected):
     for figure in re.findall(r"!\[\]\((\S+)\)", page):
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
     assert document.write(collected).read_text() == page
+    assert "## Stages 1 and 2 against SFT continued, best length" in page
+    assert "| 1 | 2026-01-02 | valor |" in page
+    assert "| Stages 1 and 2 | text, vision | 61, ≥ 61 |" in page
+    assert re.search(r"\| SFT continued, best length \| 1, 1 \| \d+\.\d \| Stages 1 and 2 \| [+-]\d", page)
+
+
+def test_results_of_two_versions_of_the_code_are_not_compared(collected):
+    path = collected / "facts-5.json"
+    facts = json.loads(path.read_text())
+    facts["jobs"]["sft-5"]["code"] = "def"
+    path.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"2 versions of the code, abc \(seed 1\), def \(seed 5\)"):
+        document.write(collected)
+
+
+def test_test_seeds_and_others_do_not_share_a_page(collected):
+    with pytest.raises(UserError, match="test seeds and seed 1, 5 would stand on one page"):
+        command.run_all(["sft"], seeds=command.TEST_SEEDS[:1], cores=1, folder=collected)
+
+
+def test_students_interval_is_of_the_seeds_alone():
+    found = analysis.Difference(0.02, 0.01, 0.03, {1: 0.01, 2: 0.02, 3: 0.03})
+    low, high = found.student()
+    assert (low + high) / 2 == pytest.approx(0.02)
+    assert high - low == pytest.approx(2 * 4.302653 * 0.01 / 3**0.5, rel=1e-4)
+    assert analysis.Difference(0.02, 0.01, 0.03, {1: 0.02}).student() == (-np.inf, np.inf)
 
 
 def test_the_page_shows_a_loss_as_a_loss_and_an_arm_that_stopped(collected):
@@ -164,7 +194,7 @@ def test_the_page_shows_a_loss_as_a_loss_and_an_arm_that_stopped(collected):
     assert re.search(r"F1 rises: its interval is above zero \| -\d+\.\d at least \| \*\*no\*\*", page)
     assert "**worse**" in page
     assert "| Paper's similarity | 5 | vision: collapsed |" in page
-    assert "#cf222e" in (collected / "headline.svg").read_text()
+    assert "#cf222e" in (collected / "headline-continued.svg").read_text()
 
 
 def test_a_saved_table_comes_back_without_ids(collected):
@@ -218,6 +248,7 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert data.is_done(tmp_path)
     assert not broken.is_done(tmp_path)
     assert data.record(tmp_path)["metrics"]["studies"] == 22
+    assert data.record(tmp_path)["code"] == code_digest()
     assert run.verdict_on(data, tmp_path) is None
     lines.clear()
     needs = Job("probe", "probe", {}, ("probe",), {"base": broken.output("base")})

@@ -1,7 +1,6 @@
 """Each stage-1 reward against the opposite of what it claims to see."""
 
 import random
-import time
 import typing
 
 import pytest
@@ -52,6 +51,7 @@ OPPOSITES = {
     "finding dropped": lambda text: text[: text.index("IMPRESSION")].replace("pleural effusion with left basilar ", "")
     .replace("Right upper lobe consolidation. ", "").replace("Moderate right apical pneumothorax. ", ""),
     "finding invented": lambda text: text + " Widened mediastinum and pulmonary edema.",
+    "denied in the same breath": lambda text: text + " No left pleural effusion. No consolidation. No pneumothorax.",
     "another patient": lambda text: REPORTS[(REPORTS.index(text) + 1) % len(REPORTS)],
     "declared normal": lambda text: NORMAL,
     "repeated": lambda text: " ".join([text] * 3),
@@ -224,16 +224,3 @@ def test_options_change_the_price():
     dear = TextReward(name="clinical_agreement_reward", options={"invention": 6.0})
     (cheap_reward, dear_reward), _ = build([TextReward(name="clinical_agreement_reward"), dear])
     assert dear_reward([wrong], [REPORTS[0]]) < cheap_reward([wrong], [REPORTS[0]])
-
-
-def test_speed_of_the_clinical_reward():
-    """Candidates of a group share sentences, as samples of one model do."""
-    rng = random.Random(1)
-    sentences = [s.strip() + "." for report in (*REPORTS, NORMAL) for s in report.split(".") if s.strip()]
-    candidates = [" ".join(rng.sample(sentences, 6)) for _ in range(2000)]
-    references = [REPORTS[i % 3] for i in range(2000)]
-    (function,), _ = build([TextReward(name="clinical_agreement_reward")])
-    start = time.process_time()
-    function(candidates, references)
-    # Measured above 10,000 a second on one core; the floor leaves room for a slow, busy one.
-    assert len(candidates) / (time.process_time() - start) > 2000

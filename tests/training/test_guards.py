@@ -15,10 +15,11 @@ from valor.errors import UserError
 from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Guards, TextReward, load
 from valor.stages.grpo_text import grpo_text
-from valor.training.guards import STATED, collapse, healthy, stated_findings
+from valor.training.guards import CALLED, STATED, blind_spots, collapse, healthy, stated_findings
 
 HEALTHY = {
-    STATED: 0.8, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.1, "entropy": 0.4, "kl": 0.05,
+    STATED: 0.8, CALLED: 0.2, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.1, "entropy": 0.4,
+    "kl": 0.05,
 }  # fmt: skip
 WINDOW = Guards().window
 
@@ -31,6 +32,7 @@ def log(*, then: int = 0, **changed: float) -> list[dict[str, float]]:
 
 LIMITS = [
     ("min_findings_ratio", STATED, 0.39, 0.41),
+    ("max_called_rise", CALLED, 0.61, 0.59),
     ("min_length_ratio", "completions/mean_length", 19.0, 21.0),
     ("max_length_ratio", "completions/mean_length", 81.0, 79.0),
     ("max_cut_rise", "completions/clipped_ratio", 0.61, 0.59),
@@ -51,7 +53,7 @@ def test_each_guard_stops_at_its_own_limit_and_can_be_set_or_turned_off(setting,
     assert collapse(log(then=WINDOW, **{key: within}), Guards()) is None
     assert collapse(stopped, Guards(**{setting: None})) is None
     assert collapse(stopped, None) is None
-    tighter = {"max_cut_rise": 0.1, "max_kl": 0.5}.get(setting, 1.0)
+    tighter = {"max_called_rise": 0.1, "max_cut_rise": 0.1, "max_kl": 0.5}.get(setting, 1.0)
     assert f"guards.{setting} " in collapse(log(then=WINDOW, **{key: within}), Guards(**{setting: tighter}))
 
 
@@ -96,12 +98,27 @@ def test_a_checkpoint_is_good_only_far_from_every_limit(setting, key, beyond, wi
     assert healthy(log(then=1, **{key: beyond}), Guards(**{setting: None}))
 
 
-def test_recall_is_of_abnormal_references_where_there_are_references():
+def test_recall_is_of_abnormal_references_and_false_alarms_of_normal_ones():
     normal, abnormal = "No pleural effusion. Support devices in place.", "Small left pleural effusion."
-    uncertain = "Possible pneumonia."
-    assert stated_findings([normal, abnormal, uncertain], [abnormal] * 3) == [False, True, False]
-    assert stated_findings([normal, abnormal], [normal] * 2) == []
-    assert stated_findings([normal, abnormal, ""], [None] * 3) == [False, True, False]
+    uncertain, both = "Possible pneumonia.", "Small left pleural effusion. No pleural effusion."
+    found = stated_findings([normal, abnormal, uncertain, both], [abnormal] * 4)
+    assert found == {STATED: [False, True, False, False], CALLED: []}
+    assert stated_findings([normal, abnormal], [normal] * 2) == {STATED: [], CALLED: [False, True]}
+    unknown = stated_findings([normal, abnormal, ""], [None] * 3)
+    assert unknown[STATED] == unknown[CALLED] == [False, True, False]
+
+
+def test_a_guard_that_cannot_see_says_so():
+    assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=100) == []
+    (kl,) = blind_spots(Guards(), beta=0.0, logging_steps=1, max_steps=100)
+    assert "max_kl" in kl
+    assert blind_spots(Guards(max_kl=None), beta=0.0, logging_steps=1, max_steps=100) == []
+    (rare,) = blind_spots(Guards(), beta=0.1, logging_steps=60, max_steps=100)
+    assert "logging_steps" in rare
+    (short,) = blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=10)
+    assert "window" in short
+    assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=-1) == []
+    assert blind_spots(None, beta=0.0, logging_steps=60, max_steps=10) == []
 
 
 def test_the_recipe_sets_guards_or_turns_them_off():

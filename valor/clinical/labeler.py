@@ -13,7 +13,7 @@ Left out: references between sentences, spelling mistakes, languages other than 
 import dataclasses
 import functools
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from valor.clinical.scope import Reading, read_sentence
 from valor.clinical.vocabulary import FINDINGS, Label, Side, Zone
@@ -76,6 +76,31 @@ def aggregate(statements: Iterable[tuple[str, Label]]) -> dict[str, Label]:
     if said and all(value == "negative" for finding, value in best.items() if finding != SUPPORT_DEVICES):
         best[NO_FINDING] = "positive"
     return {finding: best[finding] for finding in FINDINGS if finding in best}
+
+
+def consistent(found: Sequence[Mention]) -> dict[str, Label]:
+    """Return `label`'s answer with "uncertain" where a report asserts a finding and denies it in the same place.
+
+    CheXpert's aggregation lets the assertion win, so a reward that reads it so would pay for "effusion" and for "no
+    effusion" in one breath. Places are the same unless both name sides, or both zones, that differ.
+    """
+    labels = aggregate((mention.finding, mention.label) for mention in found)
+    denials = [
+        mention for mention in found if mention.label == "negative" and labels.get(mention.finding) == "positive"
+    ]
+    for denial in denials:
+        if any(_contradicts(denial, other) for other in found):
+            labels[denial.finding] = "uncertain"
+    return labels
+
+
+def _contradicts(denial: Mention, other: Mention) -> bool:
+    if other.label != "positive" or other.finding != denial.finding:
+        return False
+    sides = {denial.side, other.side}
+    zones = {denial.zone, other.zone}
+    elsewhere = sides == {"left", "right"} or (None not in zones and len(zones) == 2)
+    return not elsewhere
 
 
 def _sentences(text: str) -> Iterable[tuple[int, tuple[Reading, ...]]]:

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from valor.clinical.labeler import aggregate, mentions
+from valor.clinical.labeler import consistent, mentions
 from valor.clinical.vocabulary import Label, Zone
 
 
@@ -13,7 +13,7 @@ class Summary:
     """One report's statements. Equal to itself alone, so that it can be a key.
 
     Attributes:
-        labels: {finding: label} as `valor.clinical.labeler.label` gives it.
+        labels: {finding: label} as `valor.clinical.labeler.consistent` gives it.
         sides: for each finding asserted or suspected, a subset of {"left", "right"}; bilateral is both.
         zones: likewise, a subset of {"upper", "mid", "lower"}.
     """
@@ -37,4 +37,4 @@ def summarise(text: str) -> Summary:
             sides[mention.finding] = sides.get(mention.finding, frozenset()).union(named)
         if mention.zone:
             zones[mention.finding] = zones.get(mention.finding, frozenset()) | {mention.zone}
-    return Summary(labels=aggregate((m.finding, m.label) for m in found), sides=sides, zones=zones)
+    return Summary(labels=consistent(found), sides=sides, zones=zones)

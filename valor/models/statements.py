@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from valor.clinical.hierarchy import NAMES, SHARE
-from valor.clinical.labeler import label, mentions
+from valor.clinical.labeler import consistent, mentions
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES, Label
 from valor.errors import UserError
 
@@ -199,7 +199,7 @@ def assertions(report: str) -> dict[str, tuple[str, str | None, str | None]]:
     """
     found = mentions(report)
     labels: dict[str, Label] = {}
-    for finding, value in label(report).items():
+    for finding, value in consistent(found).items():
         for name in NAMES.get(finding, (finding,)) if value != "negative" else (finding,):
             labels[name] = max(labels.get(name, value), value, key=_ORDER.index)
     result: dict[str, tuple[str, str | None, str | None]] = {}

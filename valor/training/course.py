@@ -22,6 +22,7 @@ from valor.errors import ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import Guards, Lora, TrainStage
 from valor.training import launch
+from valor.training.guards import blind_spots
 from valor.training.lora import lora_config, merge_adapters
 from valor.training.memo import TowerMemo, is_sharded
 from valor.training.processes import name_layers_to_shard
@@ -210,6 +211,11 @@ def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards 
     every = steps_between_saves(trainer.args)
     trainer.add_callback(StopOnNan())
     trainer.add_callback(StopOnCollapse(guards))
+    args = trainer.args
+    for gap in blind_spots(
+        guards, beta=getattr(args, "beta", 0.0), logging_steps=args.logging_steps, max_steps=args.max_steps
+    ):
+        log.info("%s", gap)
     trainer.add_callback(KeepEpochsOrder())
     if trainer.is_world_process_zero():
         trainer.add_callback(ReportProgress())

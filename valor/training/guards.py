@@ -18,6 +18,8 @@ from valor.recipe import Guards
 
 STATED = "completions/stated_findings"
 """Log key: the share of completions that state a finding; of those whose reference does, where there is a reference."""
+CALLED = "completions/called_abnormal"
+"""Log key: the same share; of those whose reference states none, where there is a reference."""
 _NO_ABNORMALITY = ("Support Devices", "No Finding")
 _MILDER = "lower trainer.learning_rate or raise trainer.beta"
 
@@ -45,6 +47,10 @@ _GUARDS = (
     _Guard(
         "min_findings_ratio", STATED, "the share of completions that state a finding", "low", "ratio",
         f"reports fall silent: {_MILDER}, or make the rewards pay more for what is found",
+    ),
+    _Guard(
+        "max_called_rise", CALLED, "the share of completions that call a study abnormal", "high", "rise",
+        f"reports find something everywhere: {_MILDER}, or make inventions cost more",
     ),
     _Guard(
         "min_length_ratio", "completions/mean_length", "tokens per completion", "low", "ratio",
@@ -91,6 +97,30 @@ def collapse(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) ->
     return None
 
 
+def blind_spots(guards: Guards | None, *, beta: float, logging_steps: float, max_steps: int) -> list[str]:
+    """Return what the guards will not see of a stage with these trainer settings, a line each.
+
+    Args:
+        guards: limits.
+        beta: weight of the KL term; TRL measures the divergence only where it is above 0.
+        logging_steps: optimizer steps between two lines of the log.
+        max_steps: of the stage; -1 where epochs end it.
+    """
+    if guards is None:
+        return []
+    found = []
+    if guards.max_kl is not None and not beta:
+        found.append("guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured")
+    if 0 < max_steps <= guards.window:
+        found.append(f"no guard will judge: trainer.max_steps is {max_steps} and guards.window {guards.window}")
+    elif 0 < max_steps < 2 * logging_steps:
+        found.append(
+            f"no guard will judge: trainer.logging_steps ({logging_steps:g}) leaves a single line in the log of "
+            f"{max_steps} steps"
+        )
+    return found
+
+
 def healthy(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> bool:
     """Tell whether a checkpoint of this moment may be called good, whatever comes after it.
 
@@ -104,13 +134,21 @@ def healthy(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> 
     return True
 
 
-def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> list[bool]:
-    """Tell of each completion whether it states a finding; those with a reference that states none are left out."""
-    return [
-        _is_abnormal(text)
-        for text, reference in zip(texts, references, strict=True)
-        if reference is None or _is_abnormal(reference)
-    ]
+def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> dict[str, list[bool]]:
+    """Tell of each completion whether it states a finding, under the log keys that count it.
+
+    One with a reference counts under STATED or CALLED, by whether its reference states a finding; one without under
+    both.
+    """
+    found: dict[str, list[bool]] = {STATED: [], CALLED: []}
+    for text, reference in zip(texts, references, strict=True):
+        abnormal = _is_abnormal(text)
+        expected = None if reference is None else _is_abnormal(reference)
+        if expected is not False:
+            found[STATED].append(abnormal)
+        if expected is not True:
+            found[CALLED].append(abnormal)
+    return found
 
 
 def _is_abnormal(report: str) -> bool:

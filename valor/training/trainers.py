@@ -21,7 +21,7 @@ from trl.trainer.utils import RepeatSampler
 
 from valor.rewards.completions import completion_text, were_cut
 from valor.rewards.expert import unusable
-from valor.training.guards import STATED, stated_findings
+from valor.training.guards import stated_findings
 from valor.training.prompts import by_prompt, can_share, packed_log_probabilities
 from valor.training.trained import load_trained, save_trained
 
@@ -159,9 +159,10 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list
     ) -> "torch.Tensor":
         texts = [completion_text(completion) for completion in completions]
-        for stated in stated_findings(texts, [row.get("reference") for row in inputs]):
-            # TRL averages over all that is logged until its next log line, of all processes.
-            self._log_metric(STATED, float(stated))
+        for key, stated in stated_findings(texts, [row.get("reference") for row in inputs]).items():
+            for one in stated:
+                # TRL averages over all that is logged until its next log line, of all processes.
+                self._log_metric(key, float(one))
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:

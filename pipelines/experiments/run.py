@@ -33,8 +33,14 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
 
     Raises:
         ValorError: a job failed; its log is named.
+        ValueError: a job needs one that is neither done nor among the jobs.
     """
     waiting = [job for job in jobs if not job.is_done(root)]
+    listed = {job.key for job in jobs}
+    for job in waiting:
+        for output in job.inputs.values():
+            if output.job.key not in listed and not output.job.is_done(root):
+                raise ValueError(f"{job.name}: needs {output.job.name}, which is neither done nor among the jobs")
     say(f"{len(jobs)} jobs, {len(jobs) - len(waiting)} of them done; results in {root}")
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["pipelines.local.preload.training"])

@@ -112,14 +112,18 @@ def require_same_training(lanes: Mapping[str, Lane], *, loss: float = 1e-5, rela
     return worst
 
 
+_MEASURING = ("architectures", "lane", "memory", "race", "rewards", "step")
+
+
 def once(name: str, measure: Callable[[], dict[str, Any]], *, again: bool, folder: Path = RESULTS) -> dict[str, Any]:
-    """Return a benchmark's result: the one on disk where the code is the same, else measured now and written."""
+    """Return a benchmark's result: the one on disk where code and options are the same, else a new one."""
     from valor import artifacts
 
     path = folder / f"{name}.json"
-    code = artifacts.digest_code(
-        ["training", "rewards", "metrics", "clinical", "models", "data/manifest.py"], ["torch", "transformers", "trl"]
-    )
+    own = [artifacts.digest_file(Path(__file__).with_name(f"{name}.py")) for name in _MEASURING]
+    parts = ["training", "rewards", "metrics", "clinical", "models", "data/manifest.py"]
+    options = [word for word in sys.argv[1:] if word != "--again"]
+    code = artifacts.digest_value([artifacts.digest_code(parts, ["torch", "transformers", "trl"]), own, options])
     if path.exists() and not again:
         result = json.loads(path.read_text(encoding="utf-8"))
         if result["code"] == code:

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
-from pipelines.experiments import analysis, command, document, results
+from pipelines.experiments import analysis, command, document, results, run
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
 from pipelines.experiments.curve import BIASES, leanings
@@ -231,10 +231,15 @@ def test_an_unknown_arm_and_a_page_of_nothing_are_the_users_mistake(tmp_path):
     assert "continued" in command.listing()
 
 
+def test_a_job_whose_ancestor_is_missing_is_told_before_anything_runs(tmp_path):
+    needs = job("needs", inputs={"base": job("first").output("checkpoint")}, settings={"seed": 5})
+    with pytest.raises(ValueError, match="needs: needs first, which is neither done"):
+        run.run([needs], root=tmp_path, cores=1)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.slow
 def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeypatch):
-    from pipelines.experiments import run
-
     monkeypatch.setenv("VALOR_TRACKING", "off")
     phantom = {"seed": 5, "train": 14, "val": 2, "test": 4, "pairs": 2, "image_px": 48}
     checks = {"min_image_std": 0.0, "min_studies": 0}

@@ -1,5 +1,6 @@
 """The gate on a real, untrained dual encoder: the images' embeddings are made of its own statements."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -41,6 +42,8 @@ def test_an_expert_that_sees_passes_and_is_calibrated(expert, images):
     assert row["positives"] == 20
     assert row["auc"] > 0.95
     assert row["deletion"] > 0.9
+    assert row["pays"] > 0.9
+    assert row["pays_falsely"] < 0.1
     assert row["side_swap"] > 0.9
     assert EFFUSION not in gate["masked"]
     statements = Statements(expert_gate.Margins(expert), gate["calibration"], masked=gate["masked"])
@@ -55,6 +58,17 @@ def test_an_expert_that_sees_the_opposite_is_masked_and_named(expert, images):
     assert EFFUSION in gate["masked"]
     assert "auc 0.0" in gate["findings"][EFFUSION]["masked"]
     assert "auc 0.0" in expert_gate.show(gate)
+
+
+def test_a_rare_finding_is_seen_in_more_cases_than_its_naming_pays():
+    rng = np.random.default_rng(0)
+    says = ["positive"] * 20 + ["negative"] * 380
+    margin = rng.normal(size=400) + 1.8 * (np.arange(400) < 20)
+    row, _ = expert_gate._finding(margin, says)
+    common, _ = expert_gate._finding(np.concatenate([margin, *[margin[:20]] * 19]), says + says[:20] * 19)
+    assert row["pays"] + 0.2 < row["deletion"]
+    assert row["pays_falsely"] < 0.05
+    assert common["pays"] >= common["deletion"]
 
 
 def test_an_expert_that_sees_noise_is_masked(expert):

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from valor.clinical.labeler import mentions
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES
 from valor.models.sentences import reversed_polarity, sentences, swap_sides
-from valor.models.statements import SIDED, ZONED, Margins, Statements, assertions
+from valor.models.statements import ODDS, SIDED, ZONED, Margins, Statements, assertions
 from valor.recipe import ExpertGate
 
 if TYPE_CHECKING:
@@ -84,10 +84,11 @@ def measure(
 def show(gate: dict[str, Any]) -> str:
     """Return the gate as a table for the log."""
     lines = [f"expert's gate on {gate['studies']} held-out studies"]
-    lines.append(f"{'finding':28} cases   auc  side  neg.  del.")
+    lines.append(f"{'finding':28} cases   auc  side  neg.  del.  pays falsely")
     for finding, row in gate["findings"].items():
         numbers = " ".join(
-            "   - " if row[k] is None else f"{row[k]:5.2f}" for k in ("auc", "side_swap", "negation", "deletion")
+            "   - " if row[k] is None else f"{row[k]:5.2f}"
+            for k in ("auc", "side_swap", "negation", "deletion", "pays", "pays_falsely")
         )
         note = f"  masked: {row['masked']}" if row["masked"] else ""
         note += f"  side masked: {row['masked_side']}" if row["masked_side"] else ""
@@ -111,6 +112,7 @@ def _finding(margin: "np.ndarray", says: Sequence[str]) -> tuple[dict[str, Any],
     sure = np.array([value != "uncertain" for value in says])
     truth = np.array([value == "positive" for value in says])[sure]
     entry: dict[str, Any] = {"positives": int(truth.sum()), "auc": None, "deletion": None}
+    entry |= {"pays": None, "pays_falsely": None}
     if min(truth.sum(), (~truth).sum()) < MIN_CASES:
         return entry, {}
     values = margin[sure]
@@ -120,6 +122,9 @@ def _finding(margin: "np.ndarray", says: Sequence[str]) -> tuple[dict[str, Any],
     entry["auc"] = float(roc_auc_score(truth, values))
     # The centre, not where the reward's odds begin to pay: for a rare finding that is far beyond most true cases.
     entry["deletion"] = float((values[truth] > centre).mean())
+    # Where they do begin to pay is told beside it, at the default odds: of the true cases, and of all others.
+    pays = fit.predict_proba(values[:, None] / spread)[:, 1] >= 1 / (1 + ODDS)
+    entry["pays"], entry["pays_falsely"] = float(pays[truth].mean()), float(pays[~truth].mean())
     scale, bias = float(fit.coef_[0, 0]) / spread, float(fit.intercept_[0])
     return entry, {"scale": scale, "bias": bias}
 

@@ -24,11 +24,18 @@ def save_trained(model: Any, path: Path, *, parent: str, state: Mapping[str, Any
         path: the checkpoint's directory.
         parent: digest of the checkpoint artifact that the frozen parameters are of.
         state: where the values are, if not in `model`: gathered from several devices.
+
+    Raises:
+        IntegrityError: `state` lacks a parameter that trains; the model's own would be one device's part of it.
     """
     from safetensors.torch import save_file
 
     path.mkdir(parents=True, exist_ok=True)
-    values = {name: (state or {}).get(name, parameter) for name, parameter in _trained(model).items()}
+    values = _trained(model)
+    if state is not None:
+        if missing := sorted(values.keys() - state.keys()):
+            raise IntegrityError(f"{path}: gathered weights lack {len(missing)} that train, such as {missing[0]}")
+        values = {name: state[name] for name in values}
     save_file({name: value.detach().cpu().contiguous() for name, value in values.items()}, path / WEIGHTS)
     artifacts.write_json(path / PARENT, {"parent": parent})
 

@@ -48,7 +48,6 @@ class Schedule:
     pairs: int = 150
     sft_steps: int = 1000
     continued_steps: int = 1500
-    continued_short_steps: int = 300
     text_steps: int = 100
     vision_steps: int = 100
     text_lr: float = 1.0e-4
@@ -133,18 +132,35 @@ class Seed:
         self, *, parent: Output | None = None, models: Job | None = None, label: str = "vision", **changes: Any
     ) -> Output:
         """Train stage 2; `changes` are settings of its section."""
-        s = self.schedule
-        trainer = {**_GRPO, "learning_rate": s.vision_lr, "max_steps": s.vision_steps}
-        settings = {
-            "max_new_tokens": TOKENS, "share": REWARDED, "seed": self.seed, "odds": s.vision_odds, "trainer": trainer,
-            **changes,
-        }  # fmt: skip
         inputs = {
             "dataset": self._dataset(),
             "parent": parent or self.text(),
             "expert": (models or self.models()).output("expert"),
         }
+        settings = self._vision_settings() | changes
         return Job(self._name(label), "grpo_vision", settings, ("checkpoint",), inputs).output("checkpoint")
+
+    def vision_on_truth(self) -> Output:
+        """Train stage 2 on truth instead of the expert's word."""
+        inputs = {"dataset": self._dataset(), "evidence": self.data.output("evidence"), "parent": self.text()}
+        settings = self._vision_settings()
+        return Job(self._name("vision on truth"), "truth", settings, ("checkpoint",), inputs).output("checkpoint")
+
+    def signal(self) -> Job:
+        """Measure how much each reward tells the projector where stage 2 begins."""
+        inputs = {
+            "dataset": self._dataset(), "evidence": self.data.output("evidence"), "checkpoint": self.text(),
+            "expert": self.models().output("expert"),
+        }  # fmt: skip
+        settings = {"groups": 320, "settings": self._vision_settings()}
+        return Job(self._name("signal"), "signal", settings, ("signal",), inputs)
+
+    def _vision_settings(self) -> dict[str, Any]:
+        s = self.schedule
+        trainer = {**_GRPO, "learning_rate": s.vision_lr, "max_steps": s.vision_steps}
+        return {
+            "max_new_tokens": TOKENS, "share": REWARDED, "seed": self.seed, "odds": s.vision_odds, "trainer": trainer,
+        }  # fmt: skip
 
     def reports(self, checkpoint: Output, *, split: str = "test", best_of: int = 1) -> Job:
         """Write a checkpoint's reports."""
@@ -212,10 +228,6 @@ ARMS: Mapping[str, Arm] = {
         "SFT continued", "What would the same time of supervised training on all studies give?", 5,
         _of(lambda s: s.continued(steps=s.schedule.continued_steps)),
     ),
-    "continued_short": Arm(
-        "SFT continued, best length", "What does it give at the length that was best on development studies?", 5,
-        _of(lambda s: s.continued(steps=s.schedule.continued_short_steps, label="sft continued, best length")),
-    ),
     "text": Arm("Stage 1", "What does text GRPO alone give?", 5, _of(lambda s: s.text())),
     "valor": Arm("Stages 1 and 2", "What does the whole recipe give?", 5, _of(lambda s: s.vision())),
     "other_image": Arm(
@@ -246,13 +258,16 @@ ARMS: Mapping[str, Arm] = {
         "Weak expert", "How good must the expert be?", 3,
         _of(lambda s: s.vision(models=s.models(steps=240), label="vision, weak expert")),
     ),
+    "truth": Arm(
+        "Stage 2 on truth", "Could a perfect expert help?", 3, _of(lambda s: s.vision_on_truth())
+    ),
     "best_of_8": Arm(
         "Best of 8", "What does the expert give with no training?", 3, lambda s: s.reports(s.sft, best_of=8)
     ),
     "pseudo_labels": Arm(
         "SFT on the expert's choice", "Is it the expert's knowledge, or learning by reward?", 3,
         _of(lambda s: s.continued(
-            steps=s.schedule.continued_short_steps, label="sft on pseudo-labels", dataset=s.pseudo_labels(),
+            steps=s.schedule.continued_steps, label="sft on pseudo-labels", dataset=s.pseudo_labels(),
         )),
     ),
     "clinical_only": Arm(

@@ -41,8 +41,8 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
         # An arm of few seeds takes the first ones; seeds that were asked for by name are all taken.
         jobs += [ARMS[name].reports(seed) for name in chosen if seeds or place < ARMS[name].seeds]
         jobs += [seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES if name in chosen]
-        if "sft" in chosen:
-            jobs.append(seed.probe())
+        jobs += [seed.probe()] if "sft" in chosen else []
+        jobs += [seed.signal()] if "truth" in chosen and place < ARMS["truth"].seeds else []
     root = home() / "experiments"
     try:
         run.run(with_ancestors(jobs), root=root, cores=cores)

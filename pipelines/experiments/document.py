@@ -16,23 +16,22 @@ from pipelines.experiments.analysis import Difference, Table
 from pipelines.experiments.arms import ARMS, Seed
 from pipelines.experiments.curve import TABLES
 from pipelines.experiments.jobs import Job, with_ancestors
+from pipelines.experiments.signal import FILE
 from valor import artifacts
 from valor.errors import UserError
 from valor.evaluation.measures import Measure, slug
 
 BASELINE, FINAL = "continued", "valor"
-BASELINES = (BASELINE, "continued_short")
-"""What the whole recipe is measured against: the same time, and the length that was best on development seeds."""
-CURVES = ("sft", "continued_short")
+CURVES = ("sft", "continued")
 """Checkpoints whose operating curves are drawn."""
-_TRAINING = ("sft", "grpo_text", "grpo_vision")
+_TRAINING = ("sft", "grpo_text", "grpo_vision", "truth")
 PAGE = "README.md"
 _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("Is it the image?", "other_image", ("valor", "other_image", "text")),
     ("Which similarity?", "similarity", ("valor", "paper", "text")),
     ("Which advantages?", "advantages", ("valor", "exact_ranks", "group")),
     ("Is stage 1 needed?", "stage_1", ("valor", "vision_only", "text")),
-    ("How good must the expert be?", "expert", ("valor", "medium_expert", "weak_expert")),
+    ("How good must the expert be?", "expert", ("valor", "truth", "medium_expert", "weak_expert")),
     ("Would the expert do without reinforcement?", "no_rl", ("valor", "best_of_8", "pseudo_labels")),
     ("Which text rewards?", "text_rewards", ("text", "clinical_only", "lexical_only")),
 )
@@ -59,6 +58,8 @@ def collect(root: Path, folder: Path, *, seeds: Sequence[int]) -> None:
                 _save_curve(job.output("curve").path(root) / TABLES, folder / f"curve-{name}-{number}.npz")
         if seed.probe().is_done(root):
             facts["probe"] = artifacts.read_json(seed.probe().output("probe").path(root) / "probe.json")
+        if seed.signal().is_done(root):
+            facts["signal"] = artifacts.read_json(seed.signal().output("signal").path(root) / FILE)
         if seed.models().is_done(root):
             gate = artifacts.read_json(seed.models().output("expert").path(root) / "expert_gate.json")
             facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
@@ -118,7 +119,7 @@ def write(folder: Path) -> Path:
         "Written by `valor experiments --document` from the files beside it. Every seed has its own subjects, models "
         "and test studies.\n",
         _seeds(facts),
-        *(_headline(name, tables, measures, folder) for name in BASELINES),
+        _headline(tables, measures, folder),
         _stopped(facts),
         _means(tables, measures),
         _curve_part(tables, measures, folder),
@@ -126,6 +127,7 @@ def write(folder: Path) -> Path:
         _per_seed(tables, measures),
         _per_finding(tables, measures),
         _headroom(facts, tables, measures),
+        _signal(facts),
         _costs(facts),
     ]
     page = folder / PAGE
@@ -157,14 +159,14 @@ def _tables(folder: Path, name: str) -> dict[int, Table]:
     return found
 
 
-def _headline(baseline: str, tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
-    if not _share_seeds(tables, (FINAL, baseline)):
+def _headline(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
+    if not _share_seeds(tables, (FINAL, BASELINE)):
         return ""
-    found = {key: analysis.compare(measures[key], tables[FINAL], tables[baseline]) for key in analysis.SHOWN}
-    against = ARMS[baseline].title
+    found = {key: analysis.compare(measures[key], tables[FINAL], tables[BASELINE]) for key in analysis.SHOWN}
+    against = ARMS[BASELINE].title
     rows = []
     for key, change in found.items():
-        ours, theirs = _both(baseline, tables, measures[key])
+        ours, theirs = _both(tables, measures[key])
         low, high = change.student()
         rows.append(
             f"| {measures[key].label}{_source(key)} | {_percent(np.mean(theirs))} | {_percent(np.mean(ours))} | "
@@ -173,28 +175,25 @@ def _headline(baseline: str, tables: Mapping[str, Any], measures: Mapping[str, M
             f"{' '.join(f'{100 * v:+.1f}' for v in change.seeds.values())} |"
         )
     chosen = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
-    figure = f"headline-{baseline.replace('_', '-')}.svg"
     figures.forest(
-        folder / figure,
+        folder / "headline.svg",
         [(measures[k].label, found[k], measures[k].higher_is_better is not False) for k in chosen],
         title=f"{ARMS[FINAL].title}, minus {against}",
     )
     return (
-        f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[baseline].question}\n\n![]({figure})\n\n"
+        f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[BASELINE].question}\n\n![](headline.svg)\n\n"
         f"| metric | {against} | {ARMS[FINAL].title} | difference [95% bootstrap] | [95% t] | relative | each seed |\n"
-        "|---|---:|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(baseline, found, tables, measures)
+        "|---|---:|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(found, tables, measures)
     )
 
 
-def _criteria(
-    baseline: str, found: Mapping[str, Difference], tables: Mapping[str, Any], measures: Mapping[str, Measure]
-) -> str:
+def _criteria(found: Mapping[str, Difference], tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
     """Return what was asked before the test seeds were opened, what was found, and whether that meets it."""
     f1, invented, missed, flips = (
         found[key] for key in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
     )
     f1_part, invented_part = (
-        analysis.relative(*_both(baseline, tables, measures[key])) for key in ("truth_f1_micro", "truth_hallucination")
+        analysis.relative(*_both(tables, measures[key])) for key in ("truth_f1_micro", "truth_hallucination")
     )
     rows = [
         ("F1 rises: its interval is above zero", f1.low > 0, f"{100 * f1.low:+.1f} at least"),
@@ -210,10 +209,10 @@ def _criteria(
     return "| asked | found | met |\n|---|---:|---|\n" + "\n".join(lines) + "\n"
 
 
-def _both(baseline: str, tables: Mapping[str, Any], measure: Measure) -> tuple[list[float], list[float]]:
+def _both(tables: Mapping[str, Any], measure: Measure) -> tuple[list[float], list[float]]:
     """Return the final model's values and the baseline's, on the seeds that both have."""
-    seeds = sorted(set(tables[FINAL]) & set(tables[baseline]))
-    ours, theirs = ([analysis.value(measure, tables[name][s]) for s in seeds] for name in (FINAL, baseline))
+    seeds = sorted(set(tables[FINAL]) & set(tables[BASELINE]))
+    ours, theirs = ([analysis.value(measure, tables[name][s]) for s in seeds] for name in (FINAL, BASELINE))
     return ours, theirs
 
 
@@ -260,7 +259,7 @@ def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], fold
         ARMS[name].title: tuple(
             float(np.mean([analysis.value(measures[key], t) for t in tables[name].values()])) for key in keys
         )
-        for name in ("sft", *BASELINES, "text", FINAL)
+        for name in ("sft", BASELINE, "text", FINAL)
         if name in tables
     }
     figures.operating_curve(folder / "curve.svg", lines, points)  # type: ignore[arg-type]
@@ -377,6 +376,26 @@ def _headroom(facts: Sequence[Mapping[str, Any]], tables: Mapping[str, Any], mea
                 f"| {one['seed']} | {_percent(probe)} | {_percent(ours)} | {100 * (probe - ours):+.1f} | {masked} |"
             )
     return "## Visual headroom and the expert\n\n" + "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def _signal(facts: Sequence[Mapping[str, Any]]) -> str:
+    found = [one["signal"] for one in facts if "signal" in one]
+    if not found:
+        return ""
+    lines = []
+    for name in found[0]:
+        ratio, cosine = (
+            [f"{row[name][key] * scale:.2f}" if row[name][key] is not None else "-" for row in found]
+            for key, scale in (("signal_to_noise", 1000), ("cosine", 1))
+        )
+        lines.append(f"| {name} | {', '.join(ratio)} | {', '.join(cosine)} |")
+    return (
+        "## What each reward tells the projector\n\nOf the policy gradient at the end of stage 1, of one group of "
+        "completions: a thousandth means that a thousand groups carry as much signal as noise. The cosine is with the "
+        "gradient of truth itself as the reward (`pipelines/experiments/signal.py`).\n\n"
+        "| reward, as ranks | signal to noise, in thousandths, each seed | cosine with truth's gradient, each seed |\n"
+        "|---|---|---|\n" + "\n".join(lines) + "\n"
+    )
 
 
 def _costs(facts: Sequence[Mapping[str, Any]]) -> str:

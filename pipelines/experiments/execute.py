@@ -55,7 +55,9 @@ def execute(job: Job, root: Path) -> None:
 def code_digest() -> str:
     """Return the digest of the code that results depend on: results of different code are not compared."""
     here = Path(__file__).parent
-    own = [artifacts.digest_file(here / name) for name in ("execute.py", "curve.py", "probe.py")]
+    own = [
+        artifacts.digest_file(here / name) for name in ("curve.py", "execute.py", "probe.py", "signal.py", "truth.py")
+    ]
     return artifacts.digest_value([artifacts.digest_code(_CODE, _LIBRARIES), own])[:12]
 
 
@@ -113,6 +115,19 @@ def _probe(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Pat
     return probe(**inputs, output=outputs["probe"], **job.settings)  # type: ignore[arg-type]
 
 
+def _truth(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
+    from pipelines.experiments.truth import train_on_truth
+
+    work_root = str(root / "work")
+    return train_on_truth(**inputs, **outputs, settings=job.settings, work_root=work_root)
+
+
+def _signal(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
+    from pipelines.experiments.signal import signal
+
+    return signal(**inputs, output=outputs["signal"], **job.settings)  # type: ignore[arg-type]
+
+
 def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
     """Make a dataset whose training reports are those of a predictions artifact, where it has one."""
     import dataclasses
@@ -155,5 +170,7 @@ OWN: dict[str, Callable[[Job, Path, dict[str, Path], dict[str, Path]], Mapping[s
     "curve": _curve,
     "probe": _probe,
     "relabel": _relabel,
+    "signal": _signal,
+    "truth": _truth,
 }
 """Jobs that are no single stage."""

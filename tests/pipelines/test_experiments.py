@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import pytest
+import torch
 
 from pipelines.experiments import analysis, command, document, results, run
 from pipelines.experiments.analysis import Table
@@ -14,10 +15,13 @@ from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, See
 from pipelines.experiments.curve import BIASES, leanings
 from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
+from pipelines.experiments.signal import summary
+from pipelines.experiments.truth import truth_reward
 from valor.errors import UserError
 from valor.evaluation.scores import COLUMNS
 from valor.recipe import parse_section
 from valor.stages import STAGES
+from valor.training.rows import training_studies
 
 FINDINGS = ("Edema", "Pneumothorax", "Pleural Effusion")
 
@@ -53,7 +57,7 @@ def test_arms_of_a_seed_share_what_they_can_and_seeds_share_nothing():
     stages = [one.stage for one in jobs]
     assert stages.count("data") == 1
     assert stages.count("grpo_text") == 3  # the recipe's, clinical only, lexical only
-    assert stages.count("sft") == 4  # the first, continued for two lengths, on pseudo-labels
+    assert stages.count("sft") == 3  # the first, continued, on pseudo-labels
     others = with_ancestors([arm.reports(Seed(8)) for arm in ARMS.values()])
     assert not {one.key for one in jobs} & {one.key for one in others}
     assert Seed(7).vision().job.key != Seed(7, dataclasses.replace(Schedule(), vision_lr=1.0)).vision().job.key
@@ -120,7 +124,7 @@ def test_only_seeds_of_both_arms_are_compared():
 def collected(tmp_path, monkeypatch):
     """Results of a few arms on two seeds, as `collect` leaves them."""
     monkeypatch.setattr(analysis, "SAMPLES", 100)
-    skills = {"sft": 0.55, "continued": 0.6, "continued_short": 0.62, "text": 0.7, "valor": 0.8, "other_image": 0.64}
+    skills = {"sft": 0.55, "continued": 0.6, "text": 0.7, "valor": 0.8, "other_image": 0.64}
     for seed in (1, 5):
         for name, skill in skills.items():
             one = table(skill, seed=seed)
@@ -134,6 +138,8 @@ def collected(tmp_path, monkeypatch):
         cost = {"trained": ["text", "vision"], "processor_seconds": 61, "resumed": seed == 5}
         facts = {"seed": seed, "opened": "2026-01-02", "arms": {"valor": cost}}
         facts |= {"jobs": {f"sft-{seed}": {"name": "sft", "settings": {}, "commit": "c", "code": "abc"}}}
+        row = {"signal_to_noise": 0.0012, "groups": 833.0, "cosine": None}
+        facts |= {"signal": {"truth": row | {"cosine": 1.0}, "paper": row}}
         facts |= {"probe": {"f1_macro": 0.9}, "expert": {"masked": ["Fracture"]}}
         (tmp_path / f"facts-{seed}.json").write_text(json.dumps(facts))
     return tmp_path
@@ -155,10 +161,11 @@ def test_the_page_shows_what_the_tables_say(collected):
     for figure in re.findall(r"!\[\]\((\S+)\)", page):
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
     assert document.write(collected).read_text() == page
-    assert "## Stages 1 and 2 against SFT continued, best length" in page
+    assert "## Stages 1 and 2 against SFT continued" in page
     assert "| 1 | 2026-01-02 | valor |" in page
+    assert "| paper | 1.20, 1.20 | -, - |" in page
     assert "| Stages 1 and 2 | text, vision | 61, ≥ 61 |" in page
-    assert re.search(r"\| SFT continued, best length \| 1, 1 \| \d+\.\d \| Stages 1 and 2 \| [+-]\d", page)
+    assert re.search(r"\| SFT continued \| 1, 1 \| \d+\.\d \| Stages 1 and 2 \| [+-]\d", page)
 
 
 def test_results_of_two_versions_of_the_code_are_not_compared(collected):
@@ -194,7 +201,7 @@ def test_the_page_shows_a_loss_as_a_loss_and_an_arm_that_stopped(collected):
     assert re.search(r"F1 rises: its interval is above zero \| -\d+\.\d at least \| \*\*no\*\*", page)
     assert "**worse**" in page
     assert "| Paper's similarity | 5 | vision: collapsed |" in page
-    assert "#cf222e" in (collected / "headline-continued.svg").read_text()
+    assert "#cf222e" in (collected / "headline.svg").read_text()
 
 
 def test_a_saved_table_comes_back_without_ids(collected):
@@ -221,6 +228,21 @@ def test_tokens_lean_towards_where_they_are_used():
     assert lean["there"] > 0.9
     assert abs(lean["effusion"]) < 0.5
     assert set(BIASES) >= {0.0}
+
+
+def test_noise_does_not_pass_for_signal_and_a_clear_one_is_measured():
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(400, 300, generator=generator)
+    other = torch.randn(400, 300, generator=generator)
+    direction, across = torch.zeros(300), torch.zeros(300)
+    direction[0], across[1] = 3.0, 3.0
+    gradients = {"truth": noise + direction, "same": other + direction, "across": other + across, "none": other}
+    found = summary(gradients)
+    assert found["truth"]["signal_to_noise"] == pytest.approx(9 / 309, rel=0.2)
+    assert found["same"]["groups"] == pytest.approx(309 / 9, rel=0.2)
+    assert found["same"]["cosine"] == pytest.approx(1.0, abs=0.15)
+    assert found["across"]["cosine"] == pytest.approx(0.0, abs=0.15)
+    assert abs(found["none"]["signal_to_noise"]) < 0.001
 
 
 def test_an_unknown_arm_and_a_page_of_nothing_are_the_users_mistake(tmp_path):
@@ -255,6 +277,13 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert data.record(tmp_path)["metrics"]["studies"] == 22
     assert data.record(tmp_path)["code"] == code_digest()
     assert run.verdict_on(data, tmp_path) is None
+    studies = training_studies(data.output("dataset").path(tmp_path), studies=0, seed=0)
+    reward = truth_reward(data.output("evidence").path(tmp_path), studies)
+    own = reward([study.text for study in studies], [study.study_id for study in studies])
+    others = reward([studies[i - 1].text for i in range(len(studies))], [study.study_id for study in studies])
+    silent = reward(["No acute disease."] * len(studies), [study.study_id for study in studies])
+    assert sum(own) > sum(silent) == 0
+    assert sum(own) > sum(others)
     lines.clear()
     needs = Job("probe", "probe", {}, ("probe",), {"base": broken.output("base")})
     with pytest.raises(UserError):

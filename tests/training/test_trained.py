@@ -30,6 +30,6 @@ def test_gathered_weights_are_written_whole_or_not_at_all(tmp_path):
     save_trained(here, tmp_path / "all", parent="p", state=elsewhere.state_dict())
     load_trained(here, tmp_path / "all", parent="p")
     assert torch.equal(here[1].weight, elsewhere[1].weight)
-    with pytest.raises(IntegrityError, match="lack 1 that train, such as 1.bias"):
+    with pytest.raises(IntegrityError, match=r"lack 1 that train, such as 1\.bias"):
         save_trained(here, tmp_path / "part", parent="p", state={"1.weight": elsewhere[1].weight})
     assert not (tmp_path / "part" / "trained.safetensors").exists()

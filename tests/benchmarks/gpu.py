@@ -8,6 +8,7 @@ run one after the other, each in a process of its own. `--device cpu --size tiny
 import argparse
 import json
 import statistics
+import time
 from typing import Any
 
 from architectures import ARCHITECTURES, Architecture
@@ -78,13 +79,18 @@ def summary(lane: Lane, peak_tflops: float | None) -> dict[str, Any]:
     }
 
 
-def known_peak(device: str) -> float | None:
-    """Return the device's peak where its name is known."""
+def device_name(device: str) -> str:
+    """Return what the device calls itself."""
     import torch
 
+    return torch.cuda.get_device_name() if device == "cuda" else device
+
+
+def known_peak(device: str) -> float | None:
+    """Return the device's peak where its name is known."""
     if device != "cuda":
         return None
-    name = torch.cuda.get_device_name()
+    name = device_name(device)
     return next((peak for key, peak in PEAK_TFLOPS.items() if key in name), None)
 
 
@@ -111,6 +117,8 @@ def main() -> None:
         result = {"work": vars(lanes["valor"].work), "figures": figures, "differences": differences}
         result["ratio"] = figures["stock"]["seconds"] / figures["valor"]["seconds"]
         result["machine"] = machine()
+        result["device"] = device_name(options.device)
+        result["date"] = time.strftime("%Y-%m-%d")
         RESULTS.mkdir(parents=True, exist_ok=True)
         (RESULTS / f"gpu-{size}-{options.device}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
         for name, found in figures.items():

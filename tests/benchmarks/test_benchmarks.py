@@ -96,4 +96,13 @@ def test_the_document_says_what_was_measured_and_what_was_missed():
     assert "| 1.30x (3.40 to 3.60) | at most 1.15 | **no** |" in text
     assert "a machine" in text
     assert "have not been measured" in text
+    lane = {"mfu": 0.25, "completion_tokens_per_s": 900.0, "peak_mb": 20480.0}
+    gpu = {
+        "work": step["work"], "figures": {"stock": {**lane, "mfu": None}, "valor": lane}, "ratio": 2.5,
+        "device": "a card", "date": "2026-01-03",
+    }  # fmt: skip
+    measured = document.page({"gpu-small-cuda": gpu, "step-checkpointing": step})
+    assert "| a card, 2026-01-03 | 2.50x | 900 / 900 | unknown / 25.0% | 20.0 / 20.0 |" in measured
+    assert "have not been measured" not in measured
+    assert "have not been measured" in document.page({"gpu-small-cpu": gpu, "step-checkpointing": step})
     assert "<svg" in document.figure({"step-checkpointing": step})

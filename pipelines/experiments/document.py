@@ -247,7 +247,7 @@ def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], fold
     lines, rows = {}, []
     for name, curves in found.items():
         biases = sorted(next(iter(curves.values())), key=float)
-        lines[f"{ARMS[name].title}, tokens biased"] = [
+        lines[ARMS[name].title] = [
             tuple(
                 float(np.mean([analysis.value(measures[key], curve[bias]) for curve in curves.values()]))
                 for key in keys

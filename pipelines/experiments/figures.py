@@ -57,7 +57,11 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
 def operating_curve(
     path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, tuple[float, float]]
 ) -> None:
-    """Write hallucination over omission, both in [0, 1]: a line per curve, a mark per point; left and low is good."""
+    """Write hallucination over omission, both in [0, 1]: a line per curve, a mark per point; left and low is good.
+
+    A curve and a point of one name have one colour.
+    """
+    colours = dict(zip(dict.fromkeys([*curves, *points]), _COLOURS, strict=False))
     size, left, top = 380.0, 60.0, 40.0
     every = [pair for line in curves.values() for pair in line] + list(points.values())
     low_x, high_x = min(p[0] for p in every) - 0.03, max(p[0] for p in every) + 0.03
@@ -83,15 +87,16 @@ def operating_curve(
     parts.append(_text(16, top + size / 2, "stated findings that are not there, %", anchor="middle", size=12))
     parts.append("</g>")
     key = top + 10
-    for (label, line), colour in zip(curves.items(), _COLOURS, strict=False):
+    for label, line in curves.items():
+        colour = colours[label]
         corners = " ".join(f"{px},{py}" for px, py in map(place, line))
         parts.append(f'<polyline points="{corners}" fill="none" stroke="{colour}" stroke-width="2"/>')
         parts += [_dot(*place(pair), 2, colour) for pair in line]
         parts += [_line(left + size + 20, key, left + size + 44, key, colour, width=2)]
-        parts += [_text(left + size + 52, key + 4, label, size=12)]
+        parts += [_text(left + size + 52, key + 4, f"{label}, tokens biased", size=12)]
         key += 22
-    for (label, pair), colour in zip(points.items(), _COLOURS[::-1], strict=False):
-        parts += [_dot(*place(pair), 6, colour), _dot(left + size + 32, key, 6, colour)]
+    for label, pair in points.items():
+        parts += [_dot(*place(pair), 6, colours[label]), _dot(left + size + 32, key, 6, colours[label])]
         parts += [_text(left + size + 52, key + 4, label, size=12)]
         key += 22
     _write(path, parts, width=_WIDTH, height=int(top + size + 50), title="Findings missed against findings invented")

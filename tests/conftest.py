@@ -1,3 +1,8 @@
+import os
+
+# Before torch is imported: its threads do not survive a fork, and a forked stage would wait for them for ever.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 from valor.startup import spare_the_collector
 
 spare_the_collector()

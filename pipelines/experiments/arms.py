@@ -51,7 +51,7 @@ class Schedule:
     text_steps: int = 100
     vision_steps: int = 100
     text_lr: float = 1.0e-4
-    vision_lr: float = 1.0e-4
+    vision_lr: float = 3.0e-5
     vision_odds: float = 1.5
     invention: float = 4.0
     expert_subjects: int = 3000

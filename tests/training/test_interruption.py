@@ -21,7 +21,7 @@ from valor.context import Context
 from valor.errors import ResourceError
 from valor.recipe import GrpoTextSettings, GrpoVisionSettings, SftSettings
 from valor.training import callbacks
-from valor.training.trainers import ReportSFTTrainer
+from valor.training.trainers import ReportGRPOTrainer, ReportSFTTrainer
 
 SFT = SftSettings(trainer={"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 1})
 GRPO = {
@@ -73,19 +73,22 @@ def _main(stage: str, root: Path) -> None:
 
 def slow_from(step: int, seconds: float, monkeypatch) -> None:
     """Make every training step from `step` on take so long."""
-    training_step = ReportSFTTrainer.training_step
+    for trainer in (ReportSFTTrainer, ReportGRPOTrainer):
+        monkeypatch.setattr(trainer, "training_step", _slowed(trainer.training_step, step, seconds))
 
+
+def _slowed(training_step, step: int, seconds: float):
     def slow(self, *args, **kwargs):
         if self.state.global_step + 1 >= step:
             time.sleep(seconds)
         return training_step(self, *args, **kwargs)
 
-    monkeypatch.setattr(ReportSFTTrainer, "training_step", slow)
+    return slow
 
 
-def told_to_end(root: Path) -> tuple[int, float]:
-    """Send SIGTERM to an SFT stage that has saved twice; return exit status and the seconds until it left."""
-    process = start("sft", root)
+def told_to_end(root: Path, stage: str = "sft") -> tuple[int, float]:
+    """Send SIGTERM to a stage that has saved twice; return exit status and the seconds until it left."""
+    process = start(stage, root)
     while not [step for step in committed(root / "work") if step >= 2]:
         assert process.is_alive()
         time.sleep(0.01)
@@ -101,14 +104,20 @@ def failures(root: Path) -> list[dict]:
     return [event for event in events if event["event"] == "fail"]
 
 
-def test_told_to_end_it_finishes_the_step_saves_and_leaves(tmp_path, monkeypatch):
+@pytest.mark.parametrize("stage", ["sft", "grpo_vision"])
+def test_told_to_end_it_finishes_the_step_saves_and_leaves(tmp_path, monkeypatch, stage):
     with monkeypatch.context() as patch:
         slow_from(3, 0.5, patch)
-        status, _ = told_to_end(tmp_path)
+        status, seconds = told_to_end(tmp_path, stage)
     assert status == 143
+    assert seconds < 25
     assert max(committed(tmp_path / "work")) == 3
-    assert "told to end at step 3 of 8" in failures(tmp_path)[0]["error"]
-    assert run("sft", tmp_path)["resumed_from_step"] == 3
+    assert "told to end at step 3 of " in failures(tmp_path)[0]["error"]
+    assert run(stage, tmp_path)["resumed_from_step"] == 3
+
+
+def test_a_spot_reclaims_25_seconds_leave_time_to_go():
+    assert callbacks.GRACE_S <= 20
 
 
 def test_told_to_end_in_a_step_that_takes_too_long_it_leaves_at_once(tmp_path, monkeypatch):

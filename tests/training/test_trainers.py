@@ -2,6 +2,7 @@
 
 # ruff: noqa: PT012 - what fails here is a block: a process that did something and then died.
 
+import contextlib
 import logging
 from pathlib import Path
 
@@ -12,12 +13,13 @@ from safetensors.torch import load_file
 from tiny_llava import PROMPT, world
 
 from valor.context import Context
-from valor.errors import IntegrityError
+from valor.errors import IntegrityError, ValorError
 from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Lora, SftSettings
 from valor.stages.grpo_text import grpo_text
 from valor.stages.sft import sft
 from valor.training import callbacks
+from valor.training.rows import training_studies
 from valor.training.trained import PARENT, WEIGHTS
 from valor.training.trainers import SimilarLengths
 
@@ -176,15 +178,22 @@ def test_a_checkpoint_of_another_parent_or_of_other_weights_is_refused(tmp_path)
         trainer._load_from_checkpoint(str(checkpoint))
 
 
-def test_the_log_never_quotes_a_row(caplog):
-    from valor.training.trainers import _hide_rows
+def test_the_log_never_quotes_a_row(tmp_path, caplog, monkeypatch):
+    """TRL warns with the whole row, report included, where no reward has a word to say."""
 
-    logger = logging.getLogger("trl.trainer.grpo_trainer")
-    logger.addFilter(_hide_rows)
-    with caplog.at_level(logging.WARNING):
-        logger.warning("All reward functions returned None for the following kwargs:\n{'reference': 'secret'}")
-        logger.warning("something else")
-    assert "secret" not in caplog.text
+    def silent(completions, **rows):
+        return [None] * len(completions)
+
+    monkeypatch.setattr("valor.rewards.text.build", lambda *_, **__: ([silent], [1.0]))
+    trainer = {**TEXT.trainer, "max_steps": 1, "logging_steps": 1}
+    settings = TEXT.model_copy(update={"trainer": trainer, "guards": None})
+    with caplog.at_level(logging.DEBUG), contextlib.suppress(ValorError):
+        run(grpo_text, settings, tmp_path / "checkpoint", parent=world().parent)
+    logged = " ".join(record.getMessage() for record in caplog.records)
+    references = [study.text for study in training_studies(world().dataset, studies=0, seed=0)]
+    assert references
+    assert not [text for text in references if text[:30] in logged]
+    logging.getLogger("trl.trainer.grpo_trainer").warning("something else")
     assert "something else" in caplog.text
 
 

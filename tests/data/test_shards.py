@@ -178,7 +178,9 @@ def test_a_table_that_cannot_be_read_whole_is_refused(tree, table, words):
         assert next(s for s in studies if s.study_id == "50000001").split == "test"
 
 
-@pytest.mark.parametrize("data", [b"no gzip", gzip.compress(b"study_id,split\n50000001,test\n" * 99)[:-20]])
+@pytest.mark.parametrize(
+    "data", [b"no gzip", gzip.compress(b"study_id,split\n50000001,test\n" * 99)[:-20]], ids=["other bytes", "cut short"]
+)
 def test_a_damaged_gzip_table_is_refused_by_its_name(tree, data):
     (tree.root / "mimic-cxr-2.0.0-split.csv.gz").write_bytes(data)
     with pytest.raises(UserError, match=r"split\.csv\.gz: no whole gzip file"):

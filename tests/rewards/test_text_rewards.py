@@ -51,7 +51,8 @@ OPPOSITES = {
     "finding dropped": lambda text: text[: text.index("IMPRESSION")].replace("pleural effusion with left basilar ", "")
     .replace("Right upper lobe consolidation. ", "").replace("Moderate right apical pneumothorax. ", ""),
     "finding invented": lambda text: text + " Widened mediastinum and pulmonary edema.",
-    "denied in the same breath": lambda text: text + " No left pleural effusion. No consolidation. No pneumothorax.",
+    "denied in the same breath": lambda text: text
+    + " No left pleural effusion. No consolidation. No pneumonia. No pneumothorax.",
     "another patient": lambda text: REPORTS[(REPORTS.index(text) + 1) % len(REPORTS)],
     "declared normal": lambda text: NORMAL,
     "repeated": lambda text: " ".join([text] * 3),

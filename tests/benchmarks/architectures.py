@@ -138,6 +138,7 @@ def expert(name: str, texts: Sequence[str]) -> Any:
     import torch
     from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
+    from valor.clinical.vocabulary import OBSERVATIONS
     from valor.models.expert import Expert
     from valor.models.tiny import image_processor
 
@@ -150,4 +151,6 @@ def expert(name: str, texts: Sequence[str]) -> Any:
         vision_config=CLIPVisionConfig(image_size=224, patch_size=16, **size),
     )
     torch.manual_seed(0)
-    return Expert(CLIPModel(config), tokenizer, image_processor(224), gate={"measured": False})
+    calibration = {finding: {"scale": 10.0, "bias": 0.0} for finding in OBSERVATIONS}
+    gate = {"measured": True, "masked": [], "calibration": calibration}
+    return Expert(CLIPModel(config), tokenizer, image_processor(224), gate=gate)

@@ -182,12 +182,13 @@ def _reward_lines(results: Results) -> str:
             )
     if text := results.get("rewards-text-share"):
         lines.append(f"- Their share of a step: {text['share']:.2%} (asked: under 5%).")
-    if expert := results.get("rewards-expert-share"):
-        lines.append(
-            "- The expert, a CLIP ViT-B/16 with its text encoder, is as large as the policy's tower and over twice its"
-            f" language model. It embedded {expert['images_embedded']} times for {expert['images']} images; its share"
-            f" of a step: {expert['share']:.1%} (asked: under 5%)."
-        )
+    for kind in ("statements", "paper"):
+        if expert := results.get(f"rewards-{kind}-share"):
+            lines.append(
+                f"- `similarity: {kind}` in stage 2: {expert['share']:.1%} of a step (asked: under 5%). The expert, a"
+                " CLIP ViT-B/16 with its text encoder, is as large as the policy's tower and over twice its language"
+                f" model; it embedded {expert['images_embedded']} times for {expert['images']} images, all of them new."
+            )
     return "\n".join(lines) or "Not measured yet."
 
 

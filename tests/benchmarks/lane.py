@@ -41,7 +41,7 @@ class Work:
         device: `cpu` or `cuda`.
         dtype: `float32`, or `bfloat16` for autocast.
         weights: the weights' own dtype; a 7B model that trains whole fits one GPU only in bfloat16.
-        reward: `variety` (next to free), `text` or `expert` (the real ones, on phantom reports).
+        reward: `variety` (next to free), or `text`, `statements` or `paper` (the real ones, on phantom reports).
     """
 
     variant: str
@@ -123,7 +123,7 @@ def real_reward(work: Work, kind: str, spent: list[float], asked: list[int]) -> 
 
     Args:
         work: the lane's work.
-        kind: `text` (the recipe's default rewards) or `expert` (a CLIP ViT-B/16 with random weights).
+        kind: `text` (the recipe's default rewards), or a similarity of a CLIP ViT-B/16 with random weights.
         spent: gets the CPU seconds of every call.
         asked: gets the number of images of every call of the embedding.
     """
@@ -145,7 +145,7 @@ def real_reward(work: Work, kind: str, spent: list[float], asked: list[int]) -> 
         from valor.rewards.expert import expert_reward
 
         judge = expert(work.architecture, reports)
-        judged = expert_reward(judge, "paper")
+        judged = expert_reward(judge, kind)
 
         def embed(images: list[Any]) -> Any:
             start = time.process_time()

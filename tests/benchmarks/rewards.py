@@ -56,8 +56,17 @@ def openi(folder: Path) -> list[str]:
 
 
 def share(reward: str, *, architecture: str, rounds: int) -> dict[str, Any]:
-    """Return the share of a step's CPU time that a reward takes, and how many images the expert embedded."""
-    lane = alone(Work(variant="valor", architecture=architecture, reward=reward, steps=rounds + 1))
+    """Return the share of a step's CPU time that a reward takes, and how many images the expert embedded.
+
+    Args:
+        reward: `text` in a step of stage 1; `statements` or `paper` in one of stage 2.
+        architecture: of policy and expert.
+        rounds: steps after the first.
+    """
+    stage_2 = reward != "text"
+    lane = alone(
+        Work(variant="valor", architecture=architecture, reward=reward, projector_only=stage_2, steps=rounds + 1)
+    )
     # The lane's rewards are summed over all its steps, the warm-up included, so its steps are too.
     total = lane.ready["rows_cpu"] + sum(lane.every)
     return {
@@ -89,7 +98,7 @@ def main() -> None:
     for source in ("phantom", "openi"):
         if source in result:
             print(f"  {source}: {result[source]['median']:.0f} completions/s/core", flush=True)
-    for reward in ("text", "expert"):
+    for reward in ("text", "statements", "paper"):
         found = once(
             f"rewards-{reward}-share",
             lambda r=reward: share(r, architecture=options.architecture, rounds=options.rounds),

@@ -37,7 +37,7 @@ def test_all_variants_train_alike_and_another_work_does_not():
 
 
 def test_an_expert_embeds_each_image_once_however_many_completions():
-    end = run_lane("valor", reward="expert", prompts=2)[-1]
+    end = run_lane("valor", reward="statements", prompts=2)[-1]
     assert end["images_embedded"] == 4
     assert end["reward_cpu"] > 0
 

@@ -384,18 +384,24 @@ def _signal(facts: Sequence[Mapping[str, Any]]) -> str:
         return ""
     lines = []
     for name in found[0]:
-        ratio, cosine = (
-            [f"{row[name][key] * scale:.2f}" if row[name][key] is not None else "-" for row in found]
-            for key, scale in (("signal_to_noise", 1000), ("cosine", 1))
-        )
+        ratio = [_with_bounds(row[name], "signal_to_noise", scale=1000) for row in found]
+        cosine = [_with_bounds(row[name], "cosine") for row in found]
         lines.append(f"| {name} | {', '.join(ratio)} | {', '.join(cosine)} |")
     return (
         "## What each reward tells the projector\n\nOf the policy gradient at the end of stage 1, of one group of "
         "completions: a thousandth means that a thousand groups carry as much signal as noise. The cosine is with the "
-        "gradient of truth itself as the reward (`pipelines/experiments/signal.py`).\n\n"
+        "gradient of truth itself as the reward. Bounds of 90%, groups drawn again (`pipelines/experiments/signal.py`)."
+        "\n\n"
         "| reward, as ranks | signal to noise, in thousandths, each seed | cosine with truth's gradient, each seed |\n"
         "|---|---|---|\n" + "\n".join(lines) + "\n"
     )
+
+
+def _with_bounds(row: Mapping[str, Any], key: str, *, scale: float = 1) -> str:
+    value, bounds = row[key], row["bounds"][key]
+    if value is None or bounds is None:
+        return "-"
+    return f"{scale * value:.2f} [{scale * bounds[0]:.2f}, {scale * bounds[1]:.2f}]"
 
 
 def _costs(facts: Sequence[Mapping[str, Any]]) -> str:

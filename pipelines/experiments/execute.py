@@ -6,6 +6,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 
 from pipelines.experiments.jobs import RECORD, Job
@@ -13,7 +14,8 @@ from valor import artifacts, stages
 from valor.context import Context
 from valor.tracking.runs import code_identity
 
-_CODE = ("clinical", "data", "evaluation", "metrics", "models", "rewards", "stages", "training")
+_CODE = ("clinical", "data", "evaluation", "metrics", "models", "recipe", "rewards", "stages", "training")
+_OWN_CODE = ("curve", "execute", "probe", "results", "signal", "truth")
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "numpy", "scikit-learn")
 
 
@@ -31,6 +33,8 @@ def execute(job: Job, root: Path) -> None:
     folder = job.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["VALOR_RUN_DIR"] = str(folder)
+    # Now: by the end somebody may have changed the files.
+    made_by = {"commit": code_identity()["commit"], "dirty": code_identity()["dirty"], "code": code_digest()}
     begun, processor = time.monotonic(), time.process_time()
     outputs = {name: folder / name for name in job.outputs}
     inputs = {name: output.path(root) for name, output in job.inputs.items()}
@@ -45,8 +49,8 @@ def execute(job: Job, root: Path) -> None:
             "seconds": time.monotonic() - begun,
             "processor_seconds": time.process_time() - processor,
             "metrics": {key: float(value) for key, value in metrics.items()},
-            "commit": code_identity()["commit"],
-            "code": code_digest(),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+            **made_by,
         },
     )
 

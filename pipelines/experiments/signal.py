@@ -3,7 +3,8 @@
 Every group of completions gives one gradient of the projector. Their mean is the signal, what they scatter around it
 the noise; `groups` is how many it takes until the two are equal. The cosine with the gradient that truth itself gives
 tells whether a clear signal is one that helps. Products of different groups alone enter, so noise does not pass for
-signal (the unbiased U-statistic of the squared mean; Hoeffding 1948).
+signal (the unbiased U-statistic of the squared mean; Hoeffding 1948). A thousand groups may hold little more than one
+such number, so each stands with the bounds that groups drawn again give it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.experiments.truth import TRUTH, truth_reward
 from valor import artifacts
+from valor.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
 FILE = "signal.json"
+_DRAWS, _CONFIDENCE = 500, 0.9
 
 
 def signal(
@@ -38,6 +41,9 @@ def signal(
         output: the directory to make.
         groups: how many, at most; whole batches are taken.
         settings: stage 2's section.
+
+    Raises:
+        UserError: the data has fewer studies than groups are asked for.
     """
     import torch
 
@@ -45,10 +51,14 @@ def signal(
 
     chosen = GrpoVisionSettings.model_validate(settings)
     torch.manual_seed(chosen.seed)
+    # Twice the same study would pass what is peculiar to it for signal.
+    chosen = chosen.model_copy(update={"trainer": {**chosen.trainer, "num_iterations": 1}})
     trainer, seen, rewards = _trainer(chosen, dataset=dataset, evidence=evidence, checkpoint=checkpoint, expert=expert)
     batches = iter(trainer.get_train_dataloader())
     gradients: dict[str, list[torch.Tensor]] = {name: [] for name in rewards}
     size = trainer.num_generations
+    if len(trainer.train_dataset) < groups:
+        raise UserError(f"signal: asks for {groups} groups, there are {len(trainer.train_dataset)} studies")
     while len(gradients[TRUTH]) + len(seen["study_id"]) // size <= groups:
         batch = trainer._generate_and_score_completions(next(batches))
         advantages = {name: reward(seen) for name, reward in rewards.items()}
@@ -60,37 +70,61 @@ def signal(
     found = summary({name: torch.stack(rows) for name, rows in gradients.items()})
     output.mkdir(parents=True, exist_ok=True)
     artifacts.write_json(output / FILE, found)
-    return {f"{name}/{key}": value for name, row in found.items() for key, value in row.items() if value is not None}
+    return {f"{name}/signal_to_noise": row["signal_to_noise"] for name, row in found.items()}
 
 
-def summary(gradients: Mapping[str, "torch.Tensor"]) -> dict[str, dict[str, float | None]]:
-    """Return per reward the signal-to-noise ratio of a group, the groups needed, and the cosine with truth's gradient.
+def summary(gradients: Mapping[str, "torch.Tensor"], *, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """Return per reward the signal-to-noise ratio of a group and the cosine with truth's gradient, with bounds.
 
     Args:
         gradients: (groups, parameters) by reward, `truth` among them; rows of all are of the same groups.
+        seed: of the bootstrap over groups.
 
     Returns:
-        `groups` and `cosine` are None where no signal rises above zero.
+        By reward `signal_to_noise`, `cosine` (None where no signal rises above zero) and `bounds` of both, (low, high)
+        of 90%; those of the cosine are None where a twentieth of the draws has none.
     """
-    truth = gradients[TRUTH]
-    truths = _across(truth, truth)
-    found: dict[str, dict[str, float | None]] = {}
+    import numpy as np
+
+    # Products of rows are all that enters, so groups are drawn from tables of them and not from the gradients.
+    truth = (gradients[TRUTH] @ gradients[TRUTH].T).numpy()
+    rng = np.random.default_rng(seed)
+    weights = [np.bincount(rng.integers(0, len(truth), len(truth)), minlength=len(truth)) for _ in range(_DRAWS)]
+    found: dict[str, dict[str, Any]] = {}
     for name, rows in gradients.items():
-        own, noise = _across(rows, rows), float(rows.pow(2).sum(dim=1).mean())
-        sure = own > 0 and truths > 0
+        own, mixed = (rows @ rows.T).numpy(), (rows @ gradients[TRUTH].T).numpy()
+        ratio, cosine = _ratio_and_cosine(own, mixed, truth, np.ones(len(truth)))
+        drawn = np.array([_ratio_and_cosine(own, mixed, truth, weight) for weight in weights], dtype=float)
         found[name] = {
-            "signal_to_noise": own / noise if noise else 0.0,
-            "groups": noise / own if own > 0 else None,
-            "cosine": _across(rows, truth) / (own * truths) ** 0.5 if sure else None,
+            "signal_to_noise": ratio,
+            "cosine": None if np.isnan(cosine) else cosine,
+            "bounds": {"signal_to_noise": _bounds(drawn[:, 0]), "cosine": _bounds(drawn[:, 1])},
         }
     return found
 
 
-def _across(left: "torch.Tensor", right: "torch.Tensor") -> float:
-    """Return the mean product of a row of the one with another row of the other."""
-    count = len(left)
-    whole = left.sum(dim=0) @ right.sum(dim=0) - (left * right).sum()
-    return float(whole) / (count * (count - 1))
+def _ratio_and_cosine(own: Any, mixed: Any, truth: Any, weight: Any) -> tuple[float, float]:
+    """Return signal over noise, and the cosine (nan without a signal), of groups that count `weight` times each."""
+    noise = float(weight @ own.diagonal()) / float(weight.sum())
+    signal, across, truths = (_across(table, weight) for table in (own, mixed, truth))
+    cosine = across / (signal * truths) ** 0.5 if signal > 0 and truths > 0 else float("nan")
+    return (signal / noise if noise else 0.0), cosine
+
+
+def _across(products: Any, weight: Any) -> float:
+    """Return the mean product of two different groups; a group that was drawn twice is not paired with itself."""
+    whole = weight @ products @ weight - (weight**2) @ products.diagonal()
+    return float(whole) / float(weight.sum() ** 2 - (weight**2).sum())
+
+
+def _bounds(values: Any) -> list[float] | None:
+    import numpy as np
+
+    defined = values[~np.isnan(values)]
+    if len(defined) < 0.95 * len(values):
+        return None
+    low, high = np.quantile(defined, [0.5 - _CONFIDENCE / 2, 0.5 + _CONFIDENCE / 2])
+    return [float(low), float(high)]
 
 
 def _trainer(
@@ -104,6 +138,7 @@ def _trainer(
     from valor.models.expert import Expert
     from valor.models.loading import load_policy, prompt_of
     from valor.recipe import TextReward
+    from valor.rewards.completions import completion_text, were_cut
     from valor.rewards.expert import expert_reward, unusable
     from valor.rewards.text import build
     from valor.training.advantages import rank_advantages
@@ -143,10 +178,10 @@ def _trainer(
 
     def ranked(reward: Callable[..., list[float]], tolerance: float) -> Callable[[dict[str, Any]], torch.Tensor]:
         def advantages(rows: dict[str, Any]) -> torch.Tensor:
-            texts = [one[0]["content"] for one in rows["completions"]]
-            last = torch.tensor(unusable(texts, [False] * len(texts)))
-            known = {key: value for key, value in rows.items() if key != "completion_ids"}
-            values = torch.tensor(reward(reference=[references[s] for s in rows["study_id"]], **known))
+            texts = [completion_text(one) for one in rows["completions"]]
+            cut = were_cut(rows["completion_ids"], count=len(texts), eos_token_ids=trainer.eos_token_ids)
+            last = torch.tensor(unusable(texts, cut))
+            values = torch.tensor(reward(reference=[references[s] for s in rows["study_id"]], **rows))
             return rank_advantages(values, group_size=size, tolerance=tolerance, unusable=last)
 
         return advantages
@@ -162,7 +197,7 @@ def _trainer(
 
 
 def _of_completions(trainer: Any, batch: Mapping[str, Any], rows: slice) -> "torch.Tensor":
-    """Return (completions, parameters): the gradient of each one's log-probability, per token of the longest."""
+    """Return (completions, parameters): the gradient of each one's log-probability."""
     import torch
 
     trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
@@ -174,6 +209,6 @@ def _of_completions(trainer: Any, batch: Mapping[str, Any], rows: slice) -> "tor
         found, *_ = trainer._get_per_token_logps_and_entropies(
             trainer.model, ids, mask, length, pixel_values=batch["pixel_values"][rows], num_images=[1] * len(ids)
         )
-        totals = (found * batch["completion_mask"][rows]).sum(dim=1) / length
+        totals = (found * batch["completion_mask"][rows]).sum(dim=1)
     gradients = [torch.autograd.grad(total, trained, retain_graph=True) for total in totals]
     return torch.stack([torch.cat([part.flatten() for part in one]) for one in gradients]).float()

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from valor.clinical.labeler import Mention, aggregate, consistent, label, mentions
+from valor.clinical.labeler import Mention, aggregate, doubting, label, mentions
 from valor.clinical.vocabulary import FINDINGS, SIDES, ZONES
 
 P, N, U = "positive", "negative", "uncertain"
@@ -216,17 +216,20 @@ def test_speed_without_the_sentence_cache():
         ("Moderate right pleural effusion. Unchanged right pleural effusion.", "positive"),
         ("No pleural effusion. No effusion.", "negative"),
         ("Possible pleural effusion. No pleural effusion.", "uncertain"),
+        ("No large pleural effusion. Small left pleural effusion.", "positive"),
+        ("No significant left-sided pleural effusion. Trace left pleural effusion.", "positive"),
+        ("Large left pneumothorax. No pleural effusion. Small left pleural effusion.", "uncertain"),
     ],
 )
 def test_what_is_asserted_and_denied_in_one_place_is_uncertain(text, expected):
-    assert consistent(mentions(text))["Pleural Effusion"] == expected
+    assert doubting(text, mentions(text))["Pleural Effusion"] == expected
 
 
 def test_a_denial_of_one_finding_leaves_another_alone():
     text = "The lungs are clear. Moderate right pleural effusion. Pacemaker."
-    assert consistent(mentions(text)) == label(text)
+    assert doubting(text, mentions(text)) == label(text)
 
 
 def test_a_denial_elsewhere_in_the_lung_is_no_contradiction():
     text = "Right lower lobe consolidation. No upper lobe consolidation."
-    assert consistent(mentions(text))["Consolidation"] == "positive"
+    assert doubting(text, mentions(text))["Consolidation"] == "positive"

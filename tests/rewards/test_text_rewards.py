@@ -112,6 +112,15 @@ def test_clinical_prices():
     assert of("The patient was examined upright.") == -1.0
 
 
+def test_a_reference_is_taken_at_its_word():
+    reference = "Left pleural effusion. No pleural effusion."
+    sure, hedged = (
+        score("clinical_agreement_reward", text, reference)
+        for text in ("Left pleural effusion.", "Possible left pleural effusion.")
+    )
+    assert sure == 1.0 > hedged
+
+
 def test_names_of_one_consolidation_are_one_finding():
     def of(candidate, reference):
         return score("clinical_agreement_reward", candidate, reference)

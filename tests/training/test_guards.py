@@ -32,7 +32,7 @@ def log(*, then: int = 0, **changed: float) -> list[dict[str, float]]:
 
 LIMITS = [
     ("min_findings_ratio", STATED, 0.39, 0.41),
-    ("max_called_rise", CALLED, 0.61, 0.59),
+    ("max_called_rise", CALLED, 0.69, 0.67),
     ("min_length_ratio", "completions/mean_length", 19.0, 21.0),
     ("max_length_ratio", "completions/mean_length", 81.0, 79.0),
     ("max_cut_rise", "completions/clipped_ratio", 0.61, 0.59),
@@ -108,6 +108,15 @@ def test_recall_is_of_abnormal_references_and_false_alarms_of_normal_ones():
     assert unknown[STATED] == unknown[CALLED] == [False, True, False]
 
 
+def test_findings_everywhere_are_seen_where_most_studies_have_some():
+    def calling(share):
+        return [{"loss": 0.0, "step": n, STATED: share(n), CALLED: share(n)} for n in range(1, 3 * WINDOW + 1)]
+
+    assert collapse(calling(lambda n: 0.7), Guards()) is None
+    verdict = collapse(calling(lambda n: 0.7 if n <= WINDOW else 0.95), Guards())
+    assert "guards.max_called_rise" in verdict
+
+
 def test_a_guard_that_cannot_see_says_so():
     assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=100) == []
     (kl,) = blind_spots(Guards(), beta=0.0, logging_steps=1, max_steps=100)
@@ -117,6 +126,8 @@ def test_a_guard_that_cannot_see_says_so():
     assert "logging_steps" in rare
     (short,) = blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=10)
     assert "window" in short
+    assert blind_spots(Guards(), beta=0.1, logging_steps=5, max_steps=14) != []
+    assert blind_spots(Guards(), beta=0.1, logging_steps=5, max_steps=15) == []
     assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=-1) == []
     assert blind_spots(None, beta=0.0, logging_steps=60, max_steps=10) == []
 

@@ -25,6 +25,12 @@ _SENTENCE_END = re.compile(
     r"(?<!\bvs)[.!?](?!\d)|;|\n\s*\n|\n(?=\s*(?:\d+[.)]|[-*]) )"
     r"|\b(?:findings?|impressions?|conclusion|comparison|technique|opinion) ?:"
 )
+# Ends where a mention starts: what stands between it and the denial.
+_QUALIFIED = re.compile(
+    r"\b(?:large|sizable|sizeable|significant|substantial|gross|massive|tension|additional|other|further|definite)"
+    r" (?:(?!no\b)[\w-]+ ){0,2}\Z",
+    re.IGNORECASE,
+)
 _UNREAD = re.compile(r"\b(?:indication|history|clinical (?:history|information)|reason for exam(?:ination)?) ?:[^\n]*")
 
 
@@ -78,18 +84,21 @@ def aggregate(statements: Iterable[tuple[str, Label]]) -> dict[str, Label]:
     return {finding: best[finding] for finding in FINDINGS if finding in best}
 
 
-def consistent(found: Sequence[Mention]) -> dict[str, Label]:
+def doubting(text: str, found: Sequence[Mention]) -> dict[str, Label]:
     """Return `label`'s answer with "uncertain" where a report asserts a finding and denies it in the same place.
 
-    CheXpert's aggregation lets the assertion win, so a reward that reads it so would pay for "effusion" and for "no
-    effusion" in one breath. Places are the same unless both name sides, or both zones, that differ.
+    CheXpert's aggregation lets the assertion win, so a reward that read a candidate so would pay for "effusion" and for
+    "no effusion" in one breath. Places are the same unless both name sides, or both zones, that differ. "No large
+    effusion" denies a size. For candidates: a reference is taken at its word, or hedging would be told to be right.
+
+    Args:
+        text: the report.
+        found: its `mentions`.
     """
     labels = aggregate((mention.finding, mention.label) for mention in found)
-    denials = [
-        mention for mention in found if mention.label == "negative" and labels.get(mention.finding) == "positive"
-    ]
+    denials = [m for m in found if m.label == "negative" and labels.get(m.finding) == "positive"]
     for denial in denials:
-        if any(_contradicts(denial, other) for other in found):
+        if not _QUALIFIED.search(text, 0, denial.start) and any(_contradicts(denial, other) for other in found):
             labels[denial.finding] = "uncertain"
     return labels
 
@@ -97,9 +106,8 @@ def consistent(found: Sequence[Mention]) -> dict[str, Label]:
 def _contradicts(denial: Mention, other: Mention) -> bool:
     if other.label != "positive" or other.finding != denial.finding:
         return False
-    sides = {denial.side, other.side}
     zones = {denial.zone, other.zone}
-    elsewhere = sides == {"left", "right"} or (None not in zones and len(zones) == 2)
+    elsewhere = {denial.side, other.side} == {"left", "right"} or (None not in zones and len(zones) == 2)
     return not elsewhere
 
 

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from valor.clinical.labeler import consistent, mentions
+from valor.clinical.labeler import aggregate, doubting, mentions
 from valor.clinical.vocabulary import Label, Zone
 
 
@@ -13,7 +13,7 @@ class Summary:
     """One report's statements. Equal to itself alone, so that it can be a key.
 
     Attributes:
-        labels: {finding: label} as `valor.clinical.labeler.consistent` gives it.
+        labels: {finding: label} as `valor.clinical.labeler` gives it.
         sides: for each finding asserted or suspected, a subset of {"left", "right"}; bilateral is both.
         zones: likewise, a subset of {"upper", "mid", "lower"}.
     """
@@ -24,8 +24,13 @@ class Summary:
 
 
 @functools.lru_cache(maxsize=8192)
-def summarise(text: str) -> Summary:
-    """Return the summary of a report; cached, since a reference is compared with every one of its candidates."""
+def summarise(text: str, *, is_candidate: bool = False) -> Summary:
+    """Return the summary of a report; cached, since a reference is compared with every one of its candidates.
+
+    Args:
+        text: the report.
+        is_candidate: what it asserts and denies at once counts as uncertain (`labeler.doubting`).
+    """
     found = mentions(text)
     sides: dict[str, frozenset[str]] = {}
     zones: dict[str, frozenset[Zone]] = {}
@@ -37,4 +42,5 @@ def summarise(text: str) -> Summary:
             sides[mention.finding] = sides.get(mention.finding, frozenset()).union(named)
         if mention.zone:
             zones[mention.finding] = zones.get(mention.finding, frozenset()) | {mention.zone}
-    return Summary(labels=consistent(found), sides=sides, zones=zones)
+    labels = doubting(text, found) if is_candidate else aggregate((m.finding, m.label) for m in found)
+    return Summary(labels=labels, sides=sides, zones=zones)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from valor.clinical.hierarchy import NAMES, SHARE
-from valor.clinical.labeler import consistent, mentions
+from valor.clinical.labeler import aggregate, doubting, mentions
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES, Label
 from valor.errors import UserError
 
@@ -192,14 +192,15 @@ class Statements:
         return torch.cat([ratio, unnamed], dim=2).log().clamp_min(PLACE_FLOOR)
 
 
-def assertions(report: str) -> dict[str, tuple[str, str | None, str | None]]:
+def assertions(report: str, *, is_candidate: bool = False) -> dict[str, tuple[str, str | None, str | None]]:
     """Return {finding: (label, side, zone)} of a report; left and right make bilateral, zones that differ make None.
 
     A finding that is present or uncertain is so under its broader names too, in the same places.
     """
     found = mentions(report)
     labels: dict[str, Label] = {}
-    for finding, value in consistent(found).items():
+    said = doubting(report, found) if is_candidate else aggregate((m.finding, m.label) for m in found)
+    for finding, value in said.items():
         for name in NAMES.get(finding, (finding,)) if value != "negative" else (finding,):
             labels[name] = max(labels.get(name, value), value, key=_ORDER.index)
     result: dict[str, tuple[str, str | None, str | None]] = {}
@@ -220,7 +221,7 @@ def _encode(reports: Sequence[str]) -> tuple["torch.Tensor", "torch.Tensor", "to
     side, zone = torch.full_like(claim, -1), torch.full_like(claim, -1)
     code = {"negative": 0, "positive": 1, "uncertain": 2}
     for row, report in enumerate(reports):
-        for finding, (value, a_side, a_zone) in assertions(report).items():
+        for finding, (value, a_side, a_zone) in assertions(report, is_candidate=True).items():
             if finding in OBSERVATIONS:
                 column = OBSERVATIONS.index(finding)
                 claim[row, column] = code[value]

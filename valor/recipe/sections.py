@@ -204,9 +204,9 @@ class Guards(Section):
     window: Positive = 10
     min_findings_ratio: Fraction | None = 0.5
     """Completions that state a finding; in stage 1 of those alone whose reference states one."""
-    max_called_rise: Fraction | None = 0.4
-    """Share of completions that state a finding, above that of the start; in stage 1 of those whose reference states
-    none."""
+    max_called_rise: Fraction | None = 0.6
+    """Share of completions that state a finding: how much of the way from its start to 1; in stage 1 of those whose
+    reference states none."""
     min_length_ratio: Fraction | None = 0.5
     max_length_ratio: float | None = pydantic.Field(2.0, ge=1)
     """Tokens per completion."""

@@ -39,7 +39,7 @@ class LengthBounds:
 
 def clinical_agreement(reference: str, candidate: str, weights: AgreementWeights) -> float:
     """Return agreement on findings, sides and zones in [-1, 1]; -1 where the candidate states nothing."""
-    stated = summarise(candidate)
+    stated = summarise(candidate, is_candidate=True)
     return agreement(summarise(reference), stated, weights) if stated.labels else -1.0
 
 

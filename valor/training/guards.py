@@ -32,12 +32,13 @@ class _Guard:
     key: str
     what: str
     side: Literal["low", "high"]
-    scale: Literal["ratio", "rise", "absolute"]
+    scale: Literal["ratio", "rise", "room", "absolute"]
     advice: str
 
     def bound(self, limit: float, *, start: float) -> float:
         """Return the limit in the number's own unit."""
-        return {"ratio": limit * start, "rise": start + limit, "absolute": limit}[self.scale]
+        room = start + limit * (1 - start)
+        return {"ratio": limit * start, "rise": start + limit, "room": room, "absolute": limit}[self.scale]
 
     def passed(self, value: float, bound: float) -> bool:
         return value < bound if self.side == "low" else value > bound
@@ -49,7 +50,7 @@ _GUARDS = (
         f"reports fall silent: {_MILDER}, or make the rewards pay more for what is found",
     ),
     _Guard(
-        "max_called_rise", CALLED, "the share of completions that call a study abnormal", "high", "rise",
+        "max_called_rise", CALLED, "the share of completions that call a study abnormal", "high", "room",
         f"reports find something everywhere: {_MILDER}, or make inventions cost more",
     ),
     _Guard(
@@ -111,12 +112,11 @@ def blind_spots(guards: Guards | None, *, beta: float, logging_steps: float, max
     found = []
     if guards.max_kl is not None and not beta:
         found.append("guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured")
-    if 0 < max_steps <= guards.window:
-        found.append(f"no guard will judge: trainer.max_steps is {max_steps} and guards.window {guards.window}")
-    elif 0 < max_steps < 2 * logging_steps:
+    last = max_steps // logging_steps * logging_steps if logging_steps >= 1 else max_steps
+    if max_steps > 0 and last <= max(guards.window, logging_steps):
         found.append(
-            f"no guard will judge: trainer.logging_steps ({logging_steps:g}) leaves a single line in the log of "
-            f"{max_steps} steps"
+            f"no guard will judge: trainer.max_steps is {max_steps}, guards.window {guards.window} and "
+            f"trainer.logging_steps {logging_steps:g}, so the log has nothing after the first window"
         )
     return found
 
@@ -142,7 +142,7 @@ def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> d
     """
     found: dict[str, list[bool]] = {STATED: [], CALLED: []}
     for text, reference in zip(texts, references, strict=True):
-        abnormal = _is_abnormal(text)
+        abnormal = _is_abnormal(text, is_candidate=True)
         expected = None if reference is None else _is_abnormal(reference)
         if expected is not False:
             found[STATED].append(abnormal)
@@ -151,8 +151,8 @@ def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> d
     return found
 
 
-def _is_abnormal(report: str) -> bool:
-    labels = summarise(report).labels
+def _is_abnormal(report: str, *, is_candidate: bool = False) -> bool:
+    labels = summarise(report, is_candidate=is_candidate).labels
     return any(labels.get(finding) == "positive" for finding in FINDINGS if finding not in _NO_ABNORMALITY)
 
 

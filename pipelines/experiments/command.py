@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from valor.context import home
-from valor.errors import UserError
+from valor.errors import UserError, ValorError
 
 TEST_SEEDS = (47_001, 47_002, 47_003, 47_004, 47_005)
 """Opened once, after every choice was made on other seeds."""
@@ -42,15 +42,19 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
         jobs += [ARMS[name].reports(seed) for name in chosen if seeds or place < ARMS[name].seeds]
         jobs += [seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES if name in chosen]
         jobs += [seed.probe()] if "sft" in chosen else []
-        jobs += [seed.signal()] if "truth" in chosen and place < ARMS["truth"].seeds else []
+        jobs += [seed.signal()] if "truth" in chosen and (seeds or place < ARMS["truth"].seeds) else []
     root = home() / "experiments"
+    failure: ValorError | None = None
     try:
         run.run(with_ancestors(jobs), root=root, cores=cores)
-    finally:
+    except ValorError as error:
         # An arm that collapses is a result too; the others' must not wait for it.
-        collect(root, folder, seeds=numbers)
-        if any(folder.glob("*.npz")):
-            write(folder)
+        failure = error
+    collect(root, folder, seeds=numbers)
+    if failure is None or any(folder.glob("*.npz")):
+        write(folder)
+    if failure is not None:
+        raise failure
     return folder / PAGE
 
 
@@ -70,10 +74,8 @@ def document(folder: Path) -> Path:
     """Write the page again.
 
     Raises:
-        UserError: there are no results.
+        UserError: there are no results, or such as cannot stand on one page.
     """
     from pipelines.experiments.document import write
 
-    if not any(folder.glob("*.npz")):
-        raise UserError(f"{folder}: holds no results; run valor experiments first")
     return write(folder)

@@ -5,7 +5,6 @@
 """
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from valor.evaluation.measures import Measure, slug
 BASELINE, FINAL = "continued", "valor"
 CURVES = ("sft", "continued")
 """Checkpoints whose operating curves are drawn."""
-_TRAINING = ("sft", "grpo_text", "grpo_vision", "truth")
+_COSTLY = ("sft", "grpo_text", "grpo_vision", "truth", "predict")
 PAGE = "README.md"
 _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("Is it the image?", "other_image", ("valor", "other_image", "text")),
@@ -39,61 +38,63 @@ _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
 
 
 def collect(root: Path, folder: Path, *, seeds: Sequence[int]) -> None:
-    """Copy the results that are there into `folder`: a table per arm and seed, and a JSON of facts per seed."""
+    """Copy the results that are there into `folder`: a table per arm and seed, and a JSON of facts per seed.
+
+    What stood there of a seed goes, or a table would outlive the job that made it; a seed without a finished arm in
+    `root` keeps what was collected elsewhere.
+    """
     for number in seeds:
-        seed, facts = Seed(number), {"seed": number, "arms": {}, "stopped": {}, "jobs": {}}
+        seed = Seed(number)
+        reports = {name: arm.reports(seed) for name, arm in ARMS.items()}
+        stopped = {name: verdict for name, job in reports.items() if (verdict := run.verdict_on(job, root))}
+        reports = {name: job for name, job in reports.items() if job.is_done(root)}
+        if not reports and not stopped:
+            continue
+        for path in (*folder.glob(f"*-{number}.npz"), *folder.glob(f"curve-*-{number}_*.npz")):
+            path.unlink()
+        facts: dict[str, Any] = {"seed": number, "stopped": stopped}
+        facts["opened"] = min((job.record(root)["finished"][:10] for job in reports.values()), default=None)
+        facts["arms"] = {name: _cost(job, seed, root) for name, job in reports.items()}
         evidence = seed.data.output("evidence").path(root)
-        for name, arm in ARMS.items():
-            job = arm.reports(seed)
-            if verdict := run.verdict_on(job, root):
-                facts["stopped"][name] = verdict  # type: ignore[index]
+        for name, job in reports.items():
+            path = job.output("predictions").path(root)
+            results.save(folder / f"{name}-{number}.npz", *results.study_table(evidence=evidence, predictions=path))
+        curves = {name: seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES}
+        curves = {name: job for name, job in curves.items() if job.is_done(root)}
+        for name, job in curves.items():
+            _save_curve(job.output("curve").path(root) / TABLES, folder / f"curve-{name}-{number}.npz")
+        others = [job for job in (seed.probe(), seed.signal()) if job.is_done(root)]
+        for job, file in ((seed.probe(), "probe.json"), (seed.signal(), FILE)):
             if job.is_done(root):
-                path = job.output("predictions").path(root)
-                results.save(folder / f"{name}-{number}.npz", *results.study_table(evidence=evidence, predictions=path))
-                facts["arms"][name] = _cost(job, seed, root)  # type: ignore[index]
-                facts["jobs"] |= _records(job, root)  # type: ignore[operator]
-        for name in CURVES:
-            job = seed.curve(ARMS[name].reports(seed).inputs["checkpoint"])
-            if job.is_done(root):
-                _save_curve(job.output("curve").path(root) / TABLES, folder / f"curve-{name}-{number}.npz")
-        if seed.probe().is_done(root):
-            facts["probe"] = artifacts.read_json(seed.probe().output("probe").path(root) / "probe.json")
-        if seed.signal().is_done(root):
-            facts["signal"] = artifacts.read_json(seed.signal().output("signal").path(root) / FILE)
+                facts[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / file)
         if seed.models().is_done(root):
             gate = artifacts.read_json(seed.models().output("expert").path(root) / "expert_gate.json")
             facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
-        path = folder / f"facts-{number}.json"
-        facts["opened"] = _opened(path, anything=bool(facts["arms"]))
-        artifacts.write_json(path, facts)
-
-
-def _opened(facts: Path, *, anything: bool) -> str | None:
-    """Return the day on which a seed's test studies were first scored; None while they are not."""
-    before = artifacts.read_json(facts).get("opened") if facts.is_file() else None
-    return before or (datetime.now(UTC).date().isoformat() if anything else None)
+        facts["jobs"] = _records([*reports.values(), *curves.values(), *others], root)
+        artifacts.write_json(folder / f"facts-{number}.json", facts)
 
 
 def _cost(reports: Job, seed: Seed, root: Path) -> dict[str, Any]:
-    """Return what training took an arm after the supervised checkpoint that all share: jobs and processor time.
+    """Return what an arm took after the supervised checkpoint that all share, its reports of the test studies aside.
 
     A resumed job's time is that of its last try alone, so such a sum is a lower bound.
     """
-    shared = () if reports.inputs["checkpoint"] == seed.sft else (seed.sft.job.key,)
-    own = [job for job in with_ancestors([reports]) if job.stage in _TRAINING and job.key not in shared]
+    before = with_ancestors([seed.reports(seed.sft)])
+    shared = {job.key for job in [*before, reports, *with_ancestors([seed.models()])]}
+    own = [job for job in with_ancestors([reports]) if job.stage in _COSTLY and job.key not in shared]
     records = [job.record(root) for job in own]
     return {
-        "trained": [job.name.split(",")[0] for job in own],
+        "took": [job.name.split(",")[0] for job in own],
         "processor_seconds": round(sum(record["processor_seconds"] for record in records)),
         "resumed": any(record["metrics"].get("resumed_from_step") for record in records),
     }
 
 
-def _records(reports: Job, root: Path) -> dict[str, Any]:
-    """Return what an arm's reports were made by: name, settings, commit and code of every job."""
+def _records(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
+    """Return what results were made by: name, settings, commit and code of every job."""
     kept = ("name", "settings", "commit", "code")
-    jobs = [(job, job.record(root)) for job in with_ancestors([reports])]
-    return {f"{job.stage}-{job.key}": {key: record.get(key) for key in kept} for job, record in jobs}
+    every = [(job, job.record(root)) for job in with_ancestors(list(jobs))]
+    return {f"{job.stage}-{job.key}": {key: record.get(key) for key in kept} for job, record in every}
 
 
 def _save_curve(source: Path, target: Path) -> None:
@@ -107,12 +108,14 @@ def write(folder: Path) -> Path:
     """Write the page and its figures from the collected results, and return the page.
 
     Raises:
-        UserError: the results were made by more than one version of the code.
+        UserError: there are no results, they were made by more than one version of the code, or a table by none.
     """
     facts = [artifacts.read_json(path) for path in sorted(folder.glob("facts-*.json"))]
     _require_one_code(folder, facts)
     tables = {name: _tables(folder, name) for name in ARMS}
     tables = {name: found for name, found in tables.items() if found}
+    if not tables:
+        raise UserError(f"{folder}: holds no results; run valor experiments first")
     measures = analysis.measured(next(iter(tables.values())))
     parts = [
         "# Experiments: results\n",
@@ -136,6 +139,7 @@ def write(folder: Path) -> Path:
 
 
 def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError where results were made by several versions of the code, or nobody knows by which."""
     codes = {str(job["code"]): one["seed"] for one in facts for job in one["jobs"].values()}
     if len(codes) > 1:
         found = ", ".join(f"{code} (seed {seed})" for code, seed in codes.items())
@@ -143,6 +147,11 @@ def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
             f"{folder}: its results were made by {len(codes)} versions of the code, {found}, and cannot be compared; "
             "delete the jobs of the older one below VALOR_HOME/experiments/jobs (their job.json names it) and run again"
         )
+    known = {f"{name}-{one['seed']}.npz" for one in facts for name in one["arms"]}
+    known |= {f"curve-{name}-{one['seed']}" for one in facts for name in CURVES}
+    for path in sorted(folder.glob("*.npz")):
+        if path.name not in known and path.stem.split("_")[0] not in known:
+            raise UserError(f"{path}: no facts file says what made it; delete it, or run valor experiments again")
 
 
 def _seeds(facts: Sequence[Mapping[str, Any]]) -> str:
@@ -254,7 +263,11 @@ def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], fold
             )
             for bias in biases
         ]
-        rows += [_above(name, arm, curves, tables, measures) for arm in ("text", FINAL) if arm in tables]
+        rows += [
+            _above(name, arm, curves, tables, measures)
+            for arm in ("text", FINAL)
+            if set(curves) & set(tables.get(arm, ()))
+        ]
     points = {
         ARMS[name].title: tuple(
             float(np.mean([analysis.value(measures[key], t) for t in tables[name].values()])) for key in keys
@@ -348,7 +361,8 @@ def _per_finding(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> 
 
     if not _share_seeds(tables, (FINAL, BASELINE)):
         return ""
-    lines = ["| finding | SFT continued | stages 1 and 2 | difference [95% interval] |", "|---|---:|---:|---:|"]
+    head = f"| finding | {ARMS[BASELINE].title} | {ARMS[FINAL].title} | difference [95% bootstrap] |"
+    lines = [head, "|---|---:|---:|---:|"]
     for finding in OBSERVATIONS:
         measure = measures.get(f"truth_f1_{slug(finding)}")
         if measure is None:
@@ -405,12 +419,12 @@ def _with_bounds(row: Mapping[str, Any], key: str, *, scale: float = 1) -> str:
 
 
 def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
-    lines = ["| arm | trained after SFT | processor seconds, by seed |", "|---|---|---|"]
+    lines = ["| arm | what it took after SFT | processor seconds, by seed |", "|---|---|---|"]
     for name, arm in ARMS.items():
         found = [one["arms"][name] for one in facts if name in one["arms"]]
         seconds = [f"{'≥ ' if cost['resumed'] else ''}{cost['processor_seconds']}" for cost in found]
         if found:
-            lines.append(f"| {arm.title} | {', '.join(found[0]['trained']) or 'nothing'} | {', '.join(seconds)} |")
+            lines.append(f"| {arm.title} | {', '.join(found[0]['took']) or 'nothing'} | {', '.join(seconds)} |")
     return "## Cost\n\n" + "\n".join(lines) + "\n"
 
 

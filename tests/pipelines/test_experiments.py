@@ -135,8 +135,8 @@ def collected(tmp_path, monkeypatch):
                 results.save(
                     tmp_path / f"curve-{name}-{seed}_{bias:g}.npz", [f"{s:04d}" for s in one.subjects], one.values
                 )
-        cost = {"trained": ["text", "vision"], "processor_seconds": 61, "resumed": seed == 5}
-        facts = {"seed": seed, "opened": "2026-01-02", "arms": {"valor": cost}}
+        cost = {"took": ["text", "vision"], "processor_seconds": 61, "resumed": seed == 5}
+        facts = {"seed": seed, "opened": "2026-01-02", "arms": dict.fromkeys(skills, cost)}
         facts |= {"jobs": {f"sft-{seed}": {"name": "sft", "settings": {}, "commit": "c", "code": "abc"}}}
         bounds = {"signal_to_noise": [0.0004, 0.002], "cosine": None}
         row = {"signal_to_noise": 0.0012, "cosine": None, "bounds": bounds}
@@ -163,7 +163,7 @@ def test_the_page_shows_what_the_tables_say(collected):
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
     assert document.write(collected).read_text() == page
     assert "## Stages 1 and 2 against SFT continued" in page
-    assert "| 1 | 2026-01-02 | valor |" in page
+    assert "| 1 | 2026-01-02 | sft, continued, text, valor, other_image |" in page
     assert "| paper | 1.20 [0.40, 2.00], 1.20 [0.40, 2.00] | -, - |" in page
     assert "| Stages 1 and 2 | text, vision | 61, ≥ 61 |" in page
     assert re.search(r"\| SFT continued \| 1, 1 \| \d+\.\d \| Stages 1 and 2 \| [+-]\d", page)
@@ -176,6 +176,48 @@ def test_results_of_two_versions_of_the_code_are_not_compared(collected):
     path.write_text(json.dumps(facts))
     with pytest.raises(UserError, match=r"2 versions of the code, abc \(seed 1\), def \(seed 5\)"):
         document.write(collected)
+
+
+def test_a_table_that_nothing_is_known_of_is_refused(collected):
+    (collected / "valor-1.npz").rename(collected / "paper-1.npz")
+    with pytest.raises(UserError, match=r"paper-1\.npz: no facts file says what made it"):
+        document.write(collected)
+
+
+def finish(root, jobs, **changes):
+    """Make jobs look done, an hour of processor time each."""
+    for one in with_ancestors(jobs):
+        record = {"name": one.name, "settings": {}, "commit": "c", "code": "abc", "processor_seconds": 3600}
+        record |= {"metrics": {"resumed_from_step": 0}, "finished": "2026-01-02T03:04:05+00:00", **changes}
+        one.folder(root).mkdir(parents=True, exist_ok=True)
+        (one.folder(root) / "job.json").write_text(json.dumps(record))
+
+
+def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkeypatch):
+    one = table(0.7, seed=1)
+    read = {"overall": {}, "findings": {}, "masked": [], "masked_sides": []}
+    monkeypatch.setattr(results, "study_table", lambda **_: ([f"{s:04d}" for s in one.subjects], one.values))
+    monkeypatch.setattr(
+        document.artifacts, "read_json", lambda path: read if "gate" in path.name else json.loads(path.read_text())
+    )
+    root, folder, seed = tmp_path / "root", tmp_path / "page", Seed(7)
+    folder.mkdir()
+    for name in ("paper-7.npz", "curve-sft-7_1.npz", "paper-8.npz"):
+        (folder / name).write_bytes(b"of before")
+    document.collect(root, folder, seeds=[7])
+    assert (folder / "paper-7.npz").exists(), "nothing was run here"
+    finish(root, [ARMS[name].reports(seed) for name in ("sft", "valor", "pseudo_labels", "best_of_8")])
+    document.collect(root, folder, seeds=[7])
+    facts = json.loads((folder / "facts-7.json").read_text())
+    assert sorted(path.name for path in folder.glob("*.npz")) == [
+        "best_of_8-7.npz", "paper-8.npz", "pseudo_labels-7.npz", "sft-7.npz", "valor-7.npz",
+    ]  # fmt: skip
+    assert facts["opened"] == "2026-01-02"
+    assert facts["arms"]["sft"] == {"took": [], "processor_seconds": 0, "resumed": False}
+    assert facts["arms"]["valor"]["took"] == ["text", "vision"]
+    assert facts["arms"]["valor"]["processor_seconds"] == 7200
+    assert facts["arms"]["pseudo_labels"]["took"] == ["reports of sft", "sft on pseudo-labels"]
+    assert {record["code"] for record in facts["jobs"].values()} == {"abc"}
 
 
 def test_test_seeds_and_others_do_not_share_a_page(collected):

@@ -174,7 +174,7 @@ def test_a_killed_task_is_a_resource_error_that_names_it(tmp_path):
         for task in below:
             if is_task(task):
                 task.kill()
-        assert process.wait(timeout=60) == 6
+        assert process.wait(timeout=180) == 6
     text = (tmp_path / "log").read_text()
     assert "ingest-" in text
     assert "killed" in text

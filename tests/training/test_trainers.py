@@ -184,7 +184,9 @@ def test_the_log_never_quotes_a_row(tmp_path, caplog, monkeypatch):
     def silent(completions, **rows):
         return [None] * len(completions)
 
-    kept = []
+    # Those of the trainers before would be asked first.
+    monkeypatch.setattr(logging.getLogger("trl.trainer.grpo_trainer"), "filters", [])
+    kept: list[bool] = []
     hide = trainers._hide_rows
     monkeypatch.setattr(trainers, "_hide_rows", lambda record: kept.append(hide(record)) or kept[-1])
     monkeypatch.setattr("valor.rewards.text.build", lambda *_, **__: ([silent], [1.0]))

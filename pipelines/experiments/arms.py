@@ -100,9 +100,9 @@ class Seed:
         """The supervised checkpoint that all arms start from."""
         return self._sft("sft", self.models().output("base"), steps=self.schedule.sft_steps, share=SUPERVISED)
 
-    def continued(self, *, steps: int, label: str = "sft continued", dataset: Output | None = None) -> Output:
-        """Go on with supervised training, on the studies of both shares."""
-        return self._sft(label, self.sft, steps=steps, share=UNION, dataset=dataset)
+    def continued(self, *, label: str = "sft continued", dataset: Output | None = None) -> Output:
+        """Go on with supervised training, on the studies of both shares, for as long as both stages take."""
+        return self._sft(label, self.sft, steps=self.schedule.continued_steps, share=UNION, dataset=dataset)
 
     def _sft(
         self, name: str, base: Output, *, steps: int, share: tuple[float, float], dataset: Output | None = None
@@ -226,7 +226,7 @@ ARMS: Mapping[str, Arm] = {
     "sft": Arm("SFT", "Where everything starts.", 5, _of(lambda s: s.sft)),
     "continued": Arm(
         "SFT continued", "What would the same time of supervised training on all studies give?", 5,
-        _of(lambda s: s.continued(steps=s.schedule.continued_steps)),
+        _of(lambda s: s.continued()),
     ),
     "text": Arm("Stage 1", "What does text GRPO alone give?", 5, _of(lambda s: s.text())),
     "valor": Arm("Stages 1 and 2", "What does the whole recipe give?", 5, _of(lambda s: s.vision())),
@@ -266,9 +266,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "pseudo_labels": Arm(
         "SFT on the expert's choice", "Is it the expert's knowledge, or learning by reward?", 3,
-        _of(lambda s: s.continued(
-            steps=s.schedule.continued_steps, label="sft on pseudo-labels", dataset=s.pseudo_labels(),
-        )),
+        _of(lambda s: s.continued(label="sft on pseudo-labels", dataset=s.pseudo_labels())),
     ),
     "clinical_only": Arm(
         "Stage 1, clinical only", "Does the lexical reward help?", 3,

@@ -26,7 +26,8 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     """
     from pipelines.experiments import run
     from pipelines.experiments.arms import ARMS, Seed
-    from pipelines.experiments.document import CURVES, PAGE, collect, write
+    from pipelines.experiments.collect import CURVES, collect
+    from pipelines.experiments.document import PAGE, write
     from pipelines.experiments.jobs import with_ancestors
 
     for name in names:

@@ -1,7 +1,6 @@
-"""The page that shows the experiments: collects the arms' results, and writes tables and figures from them alone.
+"""The page that shows the experiments: tables and figures from what was collected, and from nothing else.
 
-`collect` copies what a run left into `docs/experiments/`, small enough to be committed; `write` makes
-`docs/experiments/README.md` and its figures from there, so anyone can recompute every number without training.
+So anyone can recompute every number of `docs/experiments/README.md` without training.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,20 +9,15 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.experiments import analysis, figures, results, run
+from pipelines.experiments import analysis, figures, results
 from pipelines.experiments.analysis import Difference, Table
-from pipelines.experiments.arms import ARMS, Seed
-from pipelines.experiments.curve import TABLES
-from pipelines.experiments.jobs import Job, with_ancestors
-from pipelines.experiments.signal import FILE
+from pipelines.experiments.arms import ARMS
+from pipelines.experiments.collect import CURVES
 from valor import artifacts
 from valor.errors import UserError
 from valor.evaluation.measures import Measure, slug
 
 BASELINE, FINAL = "continued", "valor"
-CURVES = ("sft", "continued")
-"""Checkpoints whose operating curves are drawn."""
-_COSTLY = ("sft", "grpo_text", "grpo_vision", "truth", "predict")
 PAGE = "README.md"
 _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("Is it the image?", "other_image", ("valor", "other_image", "text")),
@@ -35,73 +29,6 @@ _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
     ("Which text rewards?", "text_rewards", ("text", "clinical_only", "lexical_only")),
 )
 """Heading, file name and arms of each ablation."""
-
-
-def collect(root: Path, folder: Path, *, seeds: Sequence[int]) -> None:
-    """Copy the results that are there into `folder`: a table per arm and seed, and a JSON of facts per seed.
-
-    What stood there of a seed goes, or a table would outlive the job that made it; a seed without a finished arm in
-    `root` keeps what was collected elsewhere.
-    """
-    for number in seeds:
-        seed = Seed(number)
-        reports = {name: arm.reports(seed) for name, arm in ARMS.items()}
-        stopped = {name: verdict for name, job in reports.items() if (verdict := run.verdict_on(job, root))}
-        reports = {name: job for name, job in reports.items() if job.is_done(root)}
-        if not reports and not stopped:
-            continue
-        for path in (*folder.glob(f"*-{number}.npz"), *folder.glob(f"curve-*-{number}_*.npz")):
-            path.unlink()
-        facts: dict[str, Any] = {"seed": number, "stopped": stopped}
-        facts["opened"] = min((job.record(root)["finished"][:10] for job in reports.values()), default=None)
-        facts["arms"] = {name: _cost(job, seed, root) for name, job in reports.items()}
-        evidence = seed.data.output("evidence").path(root)
-        for name, job in reports.items():
-            path = job.output("predictions").path(root)
-            results.save(folder / f"{name}-{number}.npz", *results.study_table(evidence=evidence, predictions=path))
-        curves = {name: seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES}
-        curves = {name: job for name, job in curves.items() if job.is_done(root)}
-        for name, job in curves.items():
-            _save_curve(job.output("curve").path(root) / TABLES, folder / f"curve-{name}-{number}.npz")
-        others = [job for job in (seed.probe(), seed.signal()) if job.is_done(root)]
-        for job, file in ((seed.probe(), "probe.json"), (seed.signal(), FILE)):
-            if job.is_done(root):
-                facts[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / file)
-        if seed.models().is_done(root):
-            gate = artifacts.read_json(seed.models().output("expert").path(root) / "expert_gate.json")
-            facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
-        facts["jobs"] = _records([*reports.values(), *curves.values(), *others], root)
-        artifacts.write_json(folder / f"facts-{number}.json", facts)
-
-
-def _cost(reports: Job, seed: Seed, root: Path) -> dict[str, Any]:
-    """Return what an arm took after the supervised checkpoint that all share, its reports of the test studies aside.
-
-    A resumed job's time is that of its last try alone, so such a sum is a lower bound.
-    """
-    before = with_ancestors([seed.reports(seed.sft)])
-    shared = {job.key for job in [*before, reports, *with_ancestors([seed.models()])]}
-    own = [job for job in with_ancestors([reports]) if job.stage in _COSTLY and job.key not in shared]
-    records = [job.record(root) for job in own]
-    return {
-        "took": [job.name.split(",")[0] for job in own],
-        "processor_seconds": round(sum(record["processor_seconds"] for record in records)),
-        "resumed": any(record["metrics"].get("resumed_from_step") for record in records),
-    }
-
-
-def _records(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
-    """Return what results were made by: name, settings, commit and code of every job."""
-    kept = ("name", "settings", "commit", "code")
-    every = [(job, job.record(root)) for job in with_ancestors(list(jobs))]
-    return {f"{job.stage}-{job.key}": {key: record.get(key) for key in kept} for job, record in every}
-
-
-def _save_curve(source: Path, target: Path) -> None:
-    with np.load(source, allow_pickle=False) as file:
-        for bias in file.files:
-            if bias != "subjects":
-                results.save(target.with_name(f"{target.stem}_{bias}.npz"), file["subjects"].tolist(), file[bias])
 
 
 def write(folder: Path) -> Path:

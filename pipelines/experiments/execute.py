@@ -34,7 +34,7 @@ def execute(job: Job, root: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["VALOR_RUN_DIR"] = str(folder)
     # Now: by the end somebody may have changed the files.
-    made_by = {"commit": code_identity()["commit"], "dirty": code_identity()["dirty"], "code": code_digest()}
+    made_by = {**code_identity(), "code": code_digest()}
     begun, processor = time.monotonic(), time.process_time()
     outputs = {name: folder / name for name in job.outputs}
     inputs = {name: output.path(root) for name, output in job.inputs.items()}
@@ -59,9 +59,7 @@ def execute(job: Job, root: Path) -> None:
 def code_digest() -> str:
     """Return the digest of the code that results depend on: results of different code are not compared."""
     here = Path(__file__).parent
-    own = [
-        artifacts.digest_file(here / name) for name in ("curve.py", "execute.py", "probe.py", "signal.py", "truth.py")
-    ]
+    own = [artifacts.digest_file(here / f"{name}.py") for name in _OWN_CODE]
     return artifacts.digest_value([artifacts.digest_code(_CODE, _LIBRARIES), own])[:12]
 
 

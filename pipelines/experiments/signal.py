@@ -1,10 +1,10 @@
 """How much a reward tells the projector: signal and noise of its policy gradient, and where that gradient points.
 
 Every group of completions gives one gradient of the projector. Their mean is the signal, what they scatter around it
-the noise; `groups` is how many it takes until the two are equal. The cosine with the gradient that truth itself gives
-tells whether a clear signal is one that helps. Products of different groups alone enter, so noise does not pass for
-signal (the unbiased U-statistic of the squared mean; Hoeffding 1948). A thousand groups may hold little more than one
-such number, so each stands with the bounds that groups drawn again give it.
+the noise; at a ratio of a thousandth it takes a thousand groups until the two are equal. The cosine with the gradient
+that truth itself gives tells whether a clear signal is one that helps. Products of different groups alone enter, so
+noise does not pass for signal (the unbiased U-statistic of the squared mean; Hoeffding 1948). A thousand groups may
+hold little more than one such number, so each stands with the bounds that groups drawn again give it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,6 @@ from valor.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-FILE = "signal.json"
 _DRAWS, _CONFIDENCE = 500, 0.9
 
 
@@ -69,7 +68,7 @@ def signal(
                 gradients[name].append(values[rows] @ jacobian)
     found = summary({name: torch.stack(rows) for name, rows in gradients.items()})
     output.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(output / FILE, found)
+    artifacts.write_json(output / "signal.json", found)
     return {f"{name}/signal_to_noise": row["signal_to_noise"] for name, row in found.items()}
 
 

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from valor.clinical.labeler import Mention, aggregate, doubting, label, mentions
+from valor.clinical.labeler import Mention, aggregate, label, labels_of, mentions
 from valor.clinical.vocabulary import FINDINGS, SIDES, ZONES
 
 P, N, U = "positive", "negative", "uncertain"
@@ -222,14 +222,14 @@ def test_speed_without_the_sentence_cache():
     ],
 )
 def test_what_is_asserted_and_denied_in_one_place_is_uncertain(text, expected):
-    assert doubting(text, mentions(text))["Pleural Effusion"] == expected
+    assert labels_of(text, mentions(text), is_candidate=True)["Pleural Effusion"] == expected
 
 
 def test_a_denial_of_one_finding_leaves_another_alone():
     text = "The lungs are clear. Moderate right pleural effusion. Pacemaker."
-    assert doubting(text, mentions(text)) == label(text)
+    assert labels_of(text, mentions(text), is_candidate=True) == label(text)
 
 
 def test_a_denial_elsewhere_in_the_lung_is_no_contradiction():
     text = "Right lower lobe consolidation. No upper lobe consolidation."
-    assert doubting(text, mentions(text))["Consolidation"] == "positive"
+    assert labels_of(text, mentions(text), is_candidate=True)["Consolidation"] == "positive"

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipelines.experiments import analysis, command, document, results, run
+from pipelines.experiments import analysis, collect, command, document, results, run
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
 from pipelines.experiments.curve import BIASES, leanings
@@ -129,7 +129,7 @@ def collected(tmp_path, monkeypatch):
         for name, skill in skills.items():
             one = table(skill, seed=seed)
             results.save(tmp_path / f"{name}-{seed}.npz", [f"{s:04d}" for s in one.subjects], one.values)
-        for name in document.CURVES:
+        for name in collect.CURVES:
             for bias in (-1.0, 0.0, 1.0):
                 one = table(skills[name] + 0.1 * bias, seed=seed)
                 results.save(
@@ -198,16 +198,16 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
     read = {"overall": {}, "findings": {}, "masked": [], "masked_sides": []}
     monkeypatch.setattr(results, "study_table", lambda **_: ([f"{s:04d}" for s in one.subjects], one.values))
     monkeypatch.setattr(
-        document.artifacts, "read_json", lambda path: read if "gate" in path.name else json.loads(path.read_text())
+        collect.artifacts, "read_json", lambda path: read if "gate" in path.name else json.loads(path.read_text())
     )
     root, folder, seed = tmp_path / "root", tmp_path / "page", Seed(7)
     folder.mkdir()
     for name in ("paper-7.npz", "curve-sft-7_1.npz", "paper-8.npz"):
         (folder / name).write_bytes(b"of before")
-    document.collect(root, folder, seeds=[7])
+    collect.collect(root, folder, seeds=[7])
     assert (folder / "paper-7.npz").exists(), "nothing was run here"
     finish(root, [ARMS[name].reports(seed) for name in ("sft", "valor", "pseudo_labels", "best_of_8")])
-    document.collect(root, folder, seeds=[7])
+    collect.collect(root, folder, seeds=[7])
     facts = json.loads((folder / "facts-7.json").read_text())
     assert sorted(path.name for path in folder.glob("*.npz")) == [
         "best_of_8-7.npz", "paper-8.npz", "pseudo_labels-7.npz", "sft-7.npz", "valor-7.npz",

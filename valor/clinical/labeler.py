@@ -84,18 +84,21 @@ def aggregate(statements: Iterable[tuple[str, Label]]) -> dict[str, Label]:
     return {finding: best[finding] for finding in FINDINGS if finding in best}
 
 
-def doubting(text: str, found: Sequence[Mention]) -> dict[str, Label]:
-    """Return `label`'s answer with "uncertain" where a report asserts a finding and denies it in the same place.
+def labels_of(text: str, found: Sequence[Mention], *, is_candidate: bool) -> dict[str, Label]:
+    """Return `label`'s answer; of a candidate, "uncertain" where it asserts a finding and denies it in the same place.
 
     CheXpert's aggregation lets the assertion win, so a reward that read a candidate so would pay for "effusion" and for
     "no effusion" in one breath. Places are the same unless both name sides, or both zones, that differ. "No large
-    effusion" denies a size. For candidates: a reference is taken at its word, or hedging would be told to be right.
+    effusion" denies a size. A reference is taken at its word, or hedging would be told to be right.
 
     Args:
         text: the report.
         found: its `mentions`.
+        is_candidate: whether a model wrote it.
     """
     labels = aggregate((mention.finding, mention.label) for mention in found)
+    if not is_candidate:
+        return labels
     denials = [m for m in found if m.label == "negative" and labels.get(m.finding) == "positive"]
     for denial in denials:
         if not _QUALIFIED.search(text, 0, denial.start) and any(_contradicts(denial, other) for other in found):

@@ -4,7 +4,7 @@ import dataclasses
 import functools
 from collections.abc import Mapping
 
-from valor.clinical.labeler import aggregate, doubting, mentions
+from valor.clinical.labeler import labels_of, mentions
 from valor.clinical.vocabulary import Label, Zone
 
 
@@ -29,7 +29,7 @@ def summarise(text: str, *, is_candidate: bool = False) -> Summary:
 
     Args:
         text: the report.
-        is_candidate: what it asserts and denies at once counts as uncertain (`labeler.doubting`).
+        is_candidate: what it asserts and denies at once counts as uncertain (`labels_of`).
     """
     found = mentions(text)
     sides: dict[str, frozenset[str]] = {}
@@ -42,5 +42,4 @@ def summarise(text: str, *, is_candidate: bool = False) -> Summary:
             sides[mention.finding] = sides.get(mention.finding, frozenset()).union(named)
         if mention.zone:
             zones[mention.finding] = zones.get(mention.finding, frozenset()) | {mention.zone}
-    labels = doubting(text, found) if is_candidate else aggregate((m.finding, m.label) for m in found)
-    return Summary(labels=labels, sides=sides, zones=zones)
+    return Summary(labels=labels_of(text, found, is_candidate=is_candidate), sides=sides, zones=zones)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from valor.clinical.hierarchy import NAMES, SHARE
-from valor.clinical.labeler import aggregate, doubting, mentions
+from valor.clinical.labeler import labels_of, mentions
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES, Label
 from valor.errors import UserError
 
@@ -199,8 +199,7 @@ def assertions(report: str, *, is_candidate: bool = False) -> dict[str, tuple[st
     """
     found = mentions(report)
     labels: dict[str, Label] = {}
-    said = doubting(report, found) if is_candidate else aggregate((m.finding, m.label) for m in found)
-    for finding, value in said.items():
+    for finding, value in labels_of(report, found, is_candidate=is_candidate).items():
         for name in NAMES.get(finding, (finding,)) if value != "negative" else (finding,):
             labels[name] = max(labels.get(name, value), value, key=_ORDER.index)
     result: dict[str, tuple[str, str | None, str | None]] = {}

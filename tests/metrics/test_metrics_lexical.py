@@ -25,10 +25,25 @@ HYPS = [
 
 
 def test_words_are_what_r2gen_compares():
-    assert words("1. No XXXX change.  2. Lungs (clear)!") == ["no", "change", "lungs", "clear"]
-    assert words("A 3.5 cm right-sided mass") == ["a", "3.5", "cm", "right-sided", "mass"]
-    assert words("x-ray, Grade 4.") == ["x-ray", "grade", "4"]
-    assert words("") == []
+    assert words("1. No XXXX change.  2. Lungs (clear)!") == (
+        "no",
+        "change",
+        "lungs",
+        "clear",
+    )
+    assert words("A 3.5 cm right-sided mass") == (
+        "a",
+        "3.5",
+        "cm",
+        "right-sided",
+        "mass",
+    )
+    assert words("x-ray, Grade 4.") == (
+        "x-ray",
+        "grade",
+        "4",
+    )
+    assert words("") == ()
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

@@ -1,6 +1,9 @@
 """Each stage-1 reward against the opposite of what it claims to see."""
 
+import os
 import random
+import subprocess
+import sys
 import typing
 
 import pytest
@@ -234,3 +237,22 @@ def test_options_change_the_price():
     dear = TextReward(name="clinical_agreement_reward", options={"invention": 6.0})
     (cheap_reward, dear_reward), _ = build([TextReward(name="clinical_agreement_reward"), dear])
     assert dear_reward([wrong], [REPORTS[0]]) < cheap_reward([wrong], [REPORTS[0]])
+
+
+def test_a_reward_is_the_same_to_the_last_bit_in_another_process():
+    program = (
+        "from valor.rewards.agreement import AgreementWeights\n"
+        "from valor.rewards.text import clinical_agreement\n"
+        f"reports = {(' '.join(REPORTS), *REPORTS)!r}\n"
+        "weights = AgreementWeights(true_positive=1.1, omission=2.3, invention=0.7, side=0.13, zone=0.17)\n"
+        "print([clinical_agreement(a, b, weights).hex() for a in reports for b in reports])\n"
+    )
+    answers = {
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env=os.environ | {"PYTHONHASHSEED": str(seed)},
+            check=True, capture_output=True, text=True,
+        ).stdout
+        for seed in range(1, 5)
+    }  # fmt: skip
+    assert len(answers) == 1

@@ -10,10 +10,10 @@ Left out: references between sentences, spelling mistakes, languages other than 
 14 classes (emphysema, granuloma, hernia), so "No Finding" means none of the thirteen.
 """
 
-import dataclasses
 import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from valor.clinical.scope import Reading, read_sentence
 from valor.clinical.vocabulary import FINDINGS, Label, Side, Zone
@@ -21,9 +21,11 @@ from valor.clinical.vocabulary import FINDINGS, Label, Side, Zone
 NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
 _RANK: Mapping[Label, int] = {"negative": 0, "uncertain": 1, "positive": 2}
+_HEADINGS = ("findings?", "impressions?", "conclusion", "comparison", "technique", "opinion")
+# Every alternative begins with a character and looks back after it: `re` then skips to the next such character.
 _SENTENCE_END = re.compile(
-    r"(?<!\bvs)[.!?](?!\d)|;|\n\s*\n|\n(?=\s*(?:\d+[.)]|[-*]) )"
-    r"|\b(?:findings?|impressions?|conclusion|comparison|technique|opinion) ?:"
+    r"[.!?](?<!\bvs.)(?!\d)|;|\n(?:\s*\n|(?=\s*(?:\d+[.)]|[-*]) ))|"
+    + "|".join(rf"{name[0]}(?<=\b{name[0]}){name[1:]} ?:" for name in _HEADINGS)
 )
 # Ends where a mention starts: what stands between it and the denial.
 _QUALIFIED = re.compile(
@@ -34,8 +36,7 @@ _QUALIFIED = re.compile(
 _UNREAD = re.compile(r"\b(?:indication|history|clinical (?:history|information)|reason for exam(?:ination)?) ?:[^\n]*")
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Mention:
+class Mention(NamedTuple):
     """One statement about one finding.
 
     Attributes:

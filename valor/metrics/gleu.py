@@ -7,6 +7,7 @@ hypothesis, words as in `valor.metrics.words`.
 import functools
 import itertools
 from collections import Counter
+from collections.abc import Sequence
 
 from valor.metrics.words import words
 
@@ -24,7 +25,7 @@ def _grams(text: str) -> Counter[tuple[str, ...]]:
     return ngrams(words(text))
 
 
-def ngrams(tokens: list[str]) -> Counter[tuple[str, ...]]:
+def ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
     """Count the n-grams of 1 to 4 tokens."""
     shifted = [tokens[i:] for i in range(MAX_N)]
     return Counter(itertools.chain.from_iterable(zip(*shifted[:n], strict=False) for n in range(1, MAX_N + 1)))

@@ -10,7 +10,7 @@ from valor.metrics.words import words
 class _Words:
     """The tokenizer's interface that rouge-score expects."""
 
-    def tokenize(self, text: str) -> list[str]:
+    def tokenize(self, text: str) -> tuple[str, ...]:
         return words(text)
 
 

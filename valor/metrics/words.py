@@ -7,22 +7,21 @@ of list items goes too. Redaction marks (XXXX) are dropped, since no model shoul
 import functools
 import re
 
-_LISTING = re.compile(r"(?:^|(?<=[\s.]))\d{1,2}\.(?=\s)")
+# Looks back after the first digit, not before: `re` then skips to the next digit.
+_LISTING = re.compile(r"[0-9](?<![^\s.].)[0-9]?\.(?=\s)")
 _WORD = re.compile(r"[a-z0-9]+(?:[.'/-][a-z0-9]+)*")
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a text, lower-cased, in order."""
-    return list(_words(text))
-
-
-def clean(text: str) -> str:
-    """Return the words of a text joined by single spaces."""
-    return " ".join(words(text))
 
 
 # Several metrics read one text in turn, and a reference is read once per candidate.
 @functools.lru_cache(maxsize=8192)
-def _words(text: str) -> tuple[str, ...]:
+def words(text: str) -> tuple[str, ...]:
+    """Return the words of a text, lower-cased, in order."""
     found = _WORD.findall(_LISTING.sub(" ", text.lower()))
     return tuple(word for word in found if "x" not in word or word.strip("x") or len(word) < 3)
+
+
+# Reports repeat their sentences, and sampled completions of one study even more so.
+@functools.lru_cache(maxsize=8192)
+def clean(text: str) -> str:
+    """Return the words of a text joined by single spaces."""
+    return " ".join(words(text))

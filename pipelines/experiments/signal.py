@@ -135,25 +135,14 @@ def _trainer(
     import torch
 
     from valor.models.expert import Expert
-    from valor.models.loading import load_policy, prompt_of
     from valor.recipe import TextReward
     from valor.rewards.completions import completion_text, were_cut
     from valor.rewards.expert import expert_reward, unusable
     from valor.rewards.text import build
+    from valor.stages import grpo_vision
     from valor.training.advantages import rank_advantages
-    from valor.training.arguments import VISION_DEFAULTS, grpo_arguments
-    from valor.training.course import choose_trained
-    from valor.training.memo import TowerMemo
-    from valor.training.prompts import SharedPrompts
-    from valor.training.rows import grpo_rows, training_studies
-    from valor.training.trainers import VisionGRPOTrainer
+    from valor.training.course import open_policy
 
-    model, processor = load_policy(checkpoint)
-    choose_trained(model, projector_only=True)
-    TowerMemo.attach(model)
-    SharedPrompts.attach(model)
-    studies = training_studies(dataset, studies=0, seed=settings.seed, share=settings.share)
-    references = {study.study_id: study.text for study in studies}
     judge = Expert.load(expert)
     seen: dict[str, Any] = {"study_id": []}
 
@@ -162,18 +151,21 @@ def _trainer(
         return [0.0] * len(completions)
 
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = VisionGRPOTrainer(
-            model=model,
-            reward_funcs=[watch],
-            args=grpo_arguments(settings, output_dir=Path(scratch), defaults=VISION_DEFAULTS, reward_weights=[1.0]),
-            train_dataset=grpo_rows(studies, processor, prompt=prompt_of(checkpoint), embed=judge.embed_images),
-            processing_class=processor,
-            normalise=lambda rewards, **_: torch.zeros_like(rewards),
+        policy, _ = open_policy(
+            settings, dataset=dataset, parent=checkpoint, output_dir=Path(scratch), projector_only=True
         )
+        trainer = grpo_vision.trainer(
+            policy,
+            settings,
+            reward=watch,
+            normalise=lambda rewards, **_: torch.zeros_like(rewards),
+            embed=judge.embed_images,
+        )
+    references = {study.study_id: study.text for study in policy.studies}
     size = int(trainer.num_generations or 1)
     (clinical,), _ = build([TextReward(name="clinical_agreement_reward")])
     noise = judge.gate["paraphrase_noise"]
-    truth = truth_reward(evidence, studies)
+    truth = truth_reward(evidence, policy.studies)
 
     def ranked(reward: Callable[..., list[float]], tolerance: float) -> Callable[[dict[str, Any]], torch.Tensor]:
         def advantages(rows: dict[str, Any]) -> torch.Tensor:

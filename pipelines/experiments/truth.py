@@ -49,23 +49,15 @@ def train_on_truth(
     from valor import artifacts
     from valor.context import Context
     from valor.recipe import GrpoVisionSettings
+    from valor.stages.grpo_vision import trainer
     from valor.training.advantages import rank_advantages
-    from valor.training.arguments import VISION_DEFAULTS, grpo_arguments
     from valor.training.course import Policy, train
-    from valor.training.rows import grpo_rows
-    from valor.training.trainers import VisionGRPOTrainer
 
     chosen = GrpoVisionSettings.model_validate(settings)
 
     def build(policy: Policy) -> Any:
-        return VisionGRPOTrainer(
-            model=policy.model,
-            reward_funcs=[truth_reward(evidence, policy.studies)],
-            args=grpo_arguments(chosen, output_dir=policy.output_dir, defaults=VISION_DEFAULTS, reward_weights=[1.0]),
-            train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt),
-            processing_class=policy.processor,
-            normalise=functools.partial(rank_advantages, tolerance=0.0),
-        )
+        reward = truth_reward(evidence, policy.studies)
+        return trainer(policy, chosen, reward=reward, normalise=functools.partial(rank_advantages, tolerance=0.0))
 
     metrics, cleanup = train(
         "grpo_vision", chosen, dataset=dataset, parents={"parent": parent, "evidence": evidence}, checkpoint=checkpoint,

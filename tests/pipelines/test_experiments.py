@@ -1,6 +1,7 @@
 """The experiments' machinery: jobs that are shared, intervals that are paired, a page from tables alone."""
 
 import dataclasses
+import functools
 import json
 import re
 import xml.etree.ElementTree as ElementTree
@@ -8,21 +9,24 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from pipelines.experiments import analysis, collect, command, document, results, run
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
-from pipelines.experiments.curve import BIASES, leanings
+from pipelines.experiments.curve import BIASES, TABLES, leanings
 from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
 from pipelines.experiments.signal import summary
 from pipelines.experiments.truth import truth_reward
+from valor import artifacts
 from valor.errors import UserError
 from valor.evaluation.scores import COLUMNS
 from valor.recipe import parse_section
 from valor.stages import STAGES
 from valor.training.rows import training_studies
 
+LENIENT = {"min_image_std": 0.0, "min_studies": 0}
 FINDINGS = ("Edema", "Pneumothorax", "Pleural Effusion")
 
 
@@ -314,8 +318,7 @@ def test_a_job_whose_ancestor_is_missing_is_told_before_anything_runs(tmp_path):
 def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeypatch):
     monkeypatch.setenv("VALOR_TRACKING", "off")
     phantom = {"seed": 5, "train": 14, "val": 2, "test": 4, "pairs": 2, "image_px": 48}
-    checks = {"min_image_std": 0.0, "min_studies": 0}
-    data = Job("data", "data", {"phantom": phantom, "image_px": 48, "checks": checks}, ("dataset", "evidence"))
+    data = Job("data", "data", {"phantom": phantom, "image_px": 48, "checks": LENIENT}, ("dataset", "evidence"))
     missing = tmp_path / "nowhere"
     models = {"base": str(missing), "expert": str(missing)}
     broken = Job("models", "fetch_models", models, ("base", "expert", "judge"), values={"models_digest": ""})
@@ -341,3 +344,55 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert lines[0].startswith("3 jobs, 1 of them done")
     assert lines[-1] == "probe: not run, it needs what failed"
     assert "nowhere" in run.verdict_on(needs, tmp_path)
+
+
+def tiny_seed() -> Seed:
+    """A seed whose data, models and trainings take seconds; its jobs are those of every seed."""
+    small = {
+        "image_px": 48, "vision_width": 32, "vision_layers": 1, "text_width": 32, "text_layers": 1, "vocab": 400,
+    }  # fmt: skip
+
+    class Tiny(Seed):
+        @functools.cached_property
+        def data(self):
+            own = super().data
+            phantom = {**own.settings["phantom"], "val": 4, "image_px": 48}
+            return dataclasses.replace(own, settings={"phantom": phantom, "image_px": 48, "checks": LENIENT})
+
+        @functools.cache  # noqa: B019
+        def models(self, *, steps=None):
+            own = super().models(steps=steps)
+            base = {"subjects": 60, "tower_steps": 4, "language_steps": 4, **small}
+            expert = {"subjects": 60, "steps": 8, "held_out_subjects": 120, **small}
+            settings = {
+                "phantom_base": base, "phantom_expert": expert, "phantom_judge": {**expert, "seed": 3},
+                "expert_gate": dict.fromkeys(("min_auc", "min_side_swap", "min_negation", "min_deletion"), 0.0),
+            }  # fmt: skip
+            return dataclasses.replace(own, settings=settings, cores=1)
+
+    return Tiny(5, Schedule(train=80, test=6, pairs=2, sft_steps=60, text_steps=1, vision_steps=5, vision_lr=1e-2))
+
+
+@pytest.mark.slow
+def test_jobs_that_experiments_alone_have_run_on_real_models(tmp_path, monkeypatch):
+    monkeypatch.setenv("VALOR_TRACKING", "off")
+    seed = tiny_seed()
+    truth, signal, probe, curve = seed.vision_on_truth().job, seed.signal(), seed.probe(), seed.curve(seed.sft)
+    signal = dataclasses.replace(signal, settings={**signal.settings, "groups": 8})
+    run.run(with_ancestors([truth, signal, probe, curve]), root=tmp_path, cores=2)
+    before, after = (
+        load_file(output.path(tmp_path) / "model.safetensors") for output in (seed.text(), seed.vision_on_truth())
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in before if "multi_modal_projector" in name}
+    assert "rewards/truth_reward_last" in truth.record(tmp_path)["metrics"]
+    found = artifacts.read_json(signal.output("signal").path(tmp_path) / "signal.json")
+    assert set(found) == {"truth", "clinical agreement", "statements", "paper"}
+    for row in found.values():
+        low, high = row["bounds"]["signal_to_noise"]
+        assert low <= high
+        assert abs(row["signal_to_noise"]) < 1
+    assert 0 <= probe.record(tmp_path)["metrics"]["f1_macro"] <= 1
+    with np.load(curve.output("curve").path(tmp_path) / TABLES) as tables:
+        assert len(tables["subjects"]) == 6
+        assert len(tables.files) == 1 + len(BIASES)

@@ -6,13 +6,17 @@ report takes part: the rows that the rewards see do not hold one.
 
 import functools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from valor.context import Context
 from valor.recipe import GrpoVisionSettings
 from valor.stages import StageResult
+
+if TYPE_CHECKING:
+    from valor.training.course import Policy
+    from valor.training.trainers import VisionGRPOTrainer
 
 log = logging.getLogger(__name__)
 
@@ -24,30 +28,17 @@ def grpo_vision(
     from valor.data.manifest import other_subjects
     from valor.models.expert import Expert
     from valor.rewards.expert import expert_reward
-    from valor.training.arguments import VISION_DEFAULTS, check_enough_prompts, grpo_arguments
     from valor.training.course import Policy, end_tokens, train
-    from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:
-        from valor.training.trainers import VisionGRPOTrainer
-
         judge = Expert.load(expert)
         reward = expert_reward(
             judge, similarity=settings.similarity, odds=settings.odds, eos_token_ids=end_tokens(policy.model)
         )
-        args = grpo_arguments(settings, output_dir=policy.output_dir, defaults=VISION_DEFAULTS, reward_weights=[1.0])
-        check_enough_prompts(args, studies=len(policy.studies))
         others = settings.expert_image == "other"
         seen = other_subjects([study.subject_id for study in policy.studies]) if others else ()
-        rows = grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=judge.embed_images, seen=seen)
-        return VisionGRPOTrainer(
-            model=policy.model,
-            reward_funcs=[reward],
-            args=args,
-            train_dataset=rows,
-            processing_class=policy.processor,
-            normalise=_normaliser(settings, judge.gate),
-        )
+        normalise = _normaliser(settings, judge.gate)
+        return trainer(policy, settings, reward=reward, normalise=normalise, embed=judge.embed_images, seen=seen)
 
     metrics, cleanup = train(
         "grpo_vision",
@@ -60,6 +51,44 @@ def grpo_vision(
         build=build,
     )
     return StageResult(metrics=metrics, cleanup=cleanup)
+
+
+def trainer(
+    policy: "Policy",
+    settings: GrpoVisionSettings,
+    *,
+    reward: Callable[..., list[float]],
+    normalise: Callable[..., Any],
+    embed: Callable[..., Any] | None = None,
+    seen: Sequence[int] = (),
+) -> "VisionGRPOTrainer":
+    """Build stage 2's trainer.
+
+    Args:
+        policy: what trains, and on which studies.
+        settings: the stage's section.
+        reward: in TRL's signature.
+        normalise: makes a group's rewards its advantages (`valor.training.advantages`).
+        embed: the expert's embeddings of images, for rewards that look at the image.
+        seen: by study, whose image `embed` is shown; its own by default.
+
+    Raises:
+        UserError: a step asks for more prompts than there are studies.
+    """
+    from valor.training.arguments import VISION_DEFAULTS, check_enough_prompts, grpo_arguments
+    from valor.training.rows import grpo_rows
+    from valor.training.trainers import VisionGRPOTrainer
+
+    args = grpo_arguments(settings, output_dir=policy.output_dir, defaults=VISION_DEFAULTS, reward_weights=[1.0])
+    check_enough_prompts(args, studies=len(policy.studies))
+    return VisionGRPOTrainer(
+        model=policy.model,
+        reward_funcs=[reward],
+        args=args,
+        train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=embed, seen=seen),
+        processing_class=policy.processor,
+        normalise=normalise,
+    )
 
 
 def _normaliser(settings: GrpoVisionSettings, gate: Mapping[str, Any]) -> Callable[..., Any]:

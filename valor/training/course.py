@@ -107,12 +107,10 @@ def train(
         warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|trl")
         start = time.monotonic()
         parent = next(iter(parents.values()))
-        model, processor = load_policy(parent)
-        choose_trained(model, projector_only=projector_only)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        speedups = [part for part in (TowerMemo.attach(model), SharedPrompts.attach(model)) if part is not None]
-        studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
-        policy = Policy(model, processor, prompt_of(parent), studies, work.scratch)
+        policy, speedups = open_policy(
+            settings, dataset=dataset, parent=parent, output_dir=work.scratch, projector_only=projector_only
+        )
+        total = sum(parameter.numel() for parameter in policy.model.parameters())
         trainer = _build(build, policy)
         trainer.parent = digests[next(iter(parents))]
         trained = {"trained": _count_trained(trainer.model), "total": total}
@@ -128,9 +126,34 @@ def train(
         metrics = _metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
         # Steps behind the last log line and the last save went unseen.
         require_finite(trainer.model, step=trainer.state.global_step)
-        merge_adapters(trainer.model, processor, studies, prompt=policy.prompt)
+        merge_adapters(trainer.model, policy.processor, policy.studies, prompt=policy.prompt)
         _write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
     return metrics, work.remove
+
+
+def open_policy(
+    settings: TrainStage, *, dataset: Path, parent: Path, output_dir: Path, projector_only: bool
+) -> tuple[Policy, list[Any]]:
+    """Load a checkpoint as a stage trains it: its parts frozen, its studies chosen, its speedups attached.
+
+    Args:
+        settings: the stage's section.
+        dataset: the dataset artifact.
+        parent: the checkpoint to start from.
+        output_dir: where the trainer may write.
+        projector_only: train the vision projector alone; else all but the vision tower.
+
+    Returns:
+        The policy, and the speedups, each with `detach()`.
+
+    Raises:
+        UserError: the model has no projector that VALOR knows.
+    """
+    model, processor = load_policy(parent)
+    choose_trained(model, projector_only=projector_only)
+    speedups = [part for part in (TowerMemo.attach(model), SharedPrompts.attach(model)) if part is not None]
+    studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
+    return Policy(model, processor, prompt_of(parent), studies, output_dir), speedups
 
 
 @contextlib.contextmanager

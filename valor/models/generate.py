@@ -83,6 +83,8 @@ def _write(
 ) -> list[Generated]:
     import torch
 
+    from valor.models.cache import roomy_cache
+
     text = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
     end_ids = set(torch.tensor(model.generation_config.eos_token_id).flatten().tolist())
     reports: list[Generated] = []
@@ -91,7 +93,8 @@ def _write(
             batch = list(images[start : start + batch_size])
             inputs = processor(text=[text] * len(batch), images=batch, return_tensors="pt", padding=True)
             inputs = inputs.to(model.device, dtype=model.dtype)
-            output = model.generate(**inputs, **how)
+            cache = None if model.generation_config.cache_implementation else roomy_cache(model)
+            output = model.generate(**inputs, **how, past_key_values=cache)
             for row in output[:, inputs["input_ids"].shape[1] :].tolist():
                 end = next((i for i, token in enumerate(row) if token in end_ids), None)
                 kept = row if end is None else row[:end]

@@ -252,7 +252,8 @@ class SharedPrompts:
     ) -> dict[str, Any] | None:
         """Return arguments with the prompts' keys and values in a cache, or None where nothing can be shared."""
         import torch
-        from transformers import DynamicCache
+
+        from valor.models.cache import roomy_cache
 
         count, left_over = divmod(0 if pixel_values is None else len(pixel_values), len(input_ids))
         if pixel_values is None or others or not count or left_over or generation_config.cache_implementation:
@@ -262,7 +263,7 @@ class SharedPrompts:
             return None
         sources = [group[0] for group in groups]
         row_of = {member: row for row, group in enumerate(groups) for member in group}
-        cache = DynamicCache(config=self._model.config.get_text_config())
+        cache = roomy_cache(self._model)
         mask = attention_mask[sources, :-1]
         self._model(
             input_ids=input_ids[sources, :-1],

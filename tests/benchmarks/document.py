@@ -184,10 +184,13 @@ def _reward_lines(results: Results) -> str:
         lines.append(f"- Their share of a step: {text['share']:.2%} (asked: under 5%).")
     for kind in ("statements", "paper"):
         if expert := results.get(f"rewards-{kind}-share"):
+            whole = expert["share"] + expert["embedding_share"]
             lines.append(
-                f"- `similarity: {kind}` in stage 2: {expert['share']:.1%} of a step (asked: under 5%). The expert, a"
+                f"- `similarity: {kind}` in stage 2: {expert['share']:.1%} of a step for the reports and"
+                f" {expert['embedding_share']:.1%} for the images, {whole:.1%} in all (asked: under 5%). The expert, a"
                 " CLIP ViT-B/16 with its text encoder, is as large as the policy's tower and over twice its language"
-                f" model; it embedded {expert['images_embedded']} times for {expert['images']} images, all of them new."
+                f" model; it embedded {expert['images_embedded']} times for {expert['images']} images, all of them new:"
+                " an image seen before is not embedded again."
             )
     return "\n".join(lines) or "Not measured yet."
 

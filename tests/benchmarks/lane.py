@@ -118,14 +118,14 @@ def studies(work: Work) -> list[Any]:
     ]  # fmt: skip
 
 
-def real_reward(work: Work, kind: str, spent: list[float], asked: list[int]) -> tuple[Any, Any]:
+def real_reward(work: Work, kind: str, spent: list[float], embedded: list[float]) -> tuple[Any, Any]:
     """Return a real reward on phantom reports in place of the model's noise, and the expert's image embedding or None.
 
     Args:
         work: the lane's work.
         kind: `text` (the recipe's default rewards), or a similarity of a CLIP ViT-B/16 with random weights.
-        spent: gets the CPU seconds of every call.
-        asked: gets the number of images of every call of the embedding.
+        spent: gets the CPU seconds of every call of the reward.
+        embedded: gets the CPU seconds of every image's embedding.
     """
     from valor.recipe import GrpoTextSettings
 
@@ -149,9 +149,8 @@ def real_reward(work: Work, kind: str, spent: list[float], asked: list[int]) -> 
 
         def embed(images: list[Any]) -> Any:
             start = time.process_time()
-            asked.append(len(images))
             found = judge.embed_images(images)
-            spent.append(time.process_time() - start)
+            embedded.extend([(time.process_time() - start) / len(images)] * len(images))
             return found
 
         def score(texts: list[str], **row: Any) -> list[float]:
@@ -359,10 +358,10 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
     counts = {"trained": sum(n for n, trains in sizes if trains), "total": sum(n for n, _ in sizes)}
     model_mb = peak_mb(work.device)
     spent: list[float] = []
-    asked: list[int] = []
+    embedded: list[float] = []
     reward, embed = variety, None
     if work.reward != "variety":
-        reward, embed = real_reward(work, work.reward, spent, asked)
+        reward, embed = real_reward(work, work.reward, spent, embedded)
     with tempfile.TemporaryDirectory(prefix="valor-bench-") as folder:
         trainer_class, data = VARIANTS[work.variant](work, model, processor, reward, embed)
         rows_cpu = data.pop("rows_cpu", 0.0)
@@ -384,7 +383,7 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
         history = [{key: line[key] for key in LOGGED} for line in trainer.state.log_history if "loss" in line]
         turns.say(
             event="end", history=history, peak_mb=peak_mb(work.device), model_mb=model_mb,
-            reward_cpu=sum(spent), images_embedded=sum(asked),
+            reward_cpu=sum(spent), embedding_cpu=sum(embedded), images_embedded=len(embedded),
         )  # fmt: skip
 
 

@@ -56,7 +56,7 @@ def openi(folder: Path) -> list[str]:
 
 
 def share(reward: str, *, architecture: str, rounds: int) -> dict[str, Any]:
-    """Return the share of a step's CPU time that a reward takes, and how many images the expert embedded.
+    """Return the shares of a step's CPU time that a reward and its expert's image embedding take.
 
     Args:
         reward: `text` in a step of stage 1; `statements` or `paper` in one of stage 2.
@@ -73,6 +73,7 @@ def share(reward: str, *, architecture: str, rounds: int) -> dict[str, Any]:
         "work": vars(lane.work),
         "threads": 1,
         "share": lane.end["reward_cpu"] / total,
+        "embedding_share": lane.end["embedding_cpu"] / total,
         "images_embedded": lane.end["images_embedded"],
         "images": lane.work.images,
     }
@@ -104,7 +105,11 @@ def main() -> None:
             lambda r=reward: share(r, architecture=options.architecture, rounds=options.rounds),
             again=options.again,
         )
-        print(f"  {reward}: {found['share']:.1%} of a step; images embedded: {found['images_embedded']}", flush=True)
+        print(
+            f"  {reward}: {found['share']:.1%} of a step, and {found['embedding_share']:.1%} to embed its"
+            f" {found['images_embedded']} images",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def test_an_expert_embeds_each_image_once_however_many_completions():
     end = run_lane("valor", reward="statements", prompts=2)[-1]
     assert end["images_embedded"] == 4
     assert end["reward_cpu"] > 0
+    assert end["embedding_cpu"] > 0
 
 
 def test_the_gpu_script_on_a_cpu(tmp_path, monkeypatch, capsys):

@@ -14,6 +14,7 @@ from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Lora, SftSettings, load
 from valor.stages.grpo_text import grpo_text
 from valor.stages.sft import sft
+from valor.training.prompts import packed_log_probabilities
 from valor.training.trainers import ReportGRPOTrainer
 
 LORA = Lora(r=4, alpha=8)
@@ -106,6 +107,30 @@ def test_a_trainer_checkpoint_holds_adapters_and_projector(trained):
     assert {value.dtype for value in saved.values()} == {torch.float32}
     counts = artifacts.load_checkpoint_info(path)["trained_parameters"]
     assert counts["trained"] == sum(value.numel() for value in saved.values()) < counts["total"]
+
+
+def test_a_shared_prompt_is_the_same_training(tmp_path, monkeypatch):
+    packed = []
+
+    def counted(*args, **kwargs):
+        packed.append(packed_log_probabilities(*args, **kwargs))
+        return packed[-1]
+
+    monkeypatch.setattr("valor.training.trainers.packed_log_probabilities", counted)
+    settings = TEXT.model_copy(update={"trainer": {**TEXT.trainer, "beta": 0.0, "learning_rate": 1e-3}})
+    logs = []
+    for shares in (True, False):
+        path = tmp_path / f"{shares}"
+        if not shares:
+            monkeypatch.setattr("valor.training.trainers.can_share", lambda model: False)
+            monkeypatch.setattr("valor.training.prompts.can_share", lambda model: False)
+        context = Context(work_root=str(path.with_name(f"work-{shares}")))
+        grpo_text(settings, dataset=world().dataset, parent=world().parent, checkpoint=path, context=context)
+        history = artifacts.load_checkpoint_info(path)["history"]
+        logs.append([[line[key] for key in ("loss", "grad_norm", "entropy", "reward")] for line in history])
+    assert len(packed) == 3
+    assert all(found is not None for found in packed)
+    assert torch.allclose(torch.tensor(logs[0]), torch.tensor(logs[1]), rtol=1e-3, atol=1e-5)
 
 
 def test_a_merge_that_changes_what_the_model_says_is_an_integrity_error(tmp_path, monkeypatch):

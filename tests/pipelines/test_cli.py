@@ -62,6 +62,11 @@ def test_unknown_trainer_field_is_named_with_its_neighbour():
         ("data.phantom.image_px=0", "data.phantom.image_px=64"),
         ("data.checks.max_quarantined_fraction=-0.1", "data.checks.max_quarantined_fraction=0"),
         ("data.checks.min_studies=-1", "data.checks.min_studies=0"),
+        ("seed=4294967296", "seed=4294967295"),
+        ("data.phantom.seed=-1", "data.phantom.seed=0"),
+        ("grpo_text.trainer.num_generations=7", "grpo_text.trainer.num_generations=16"),
+        ("grpo_vision.trainer.num_generations=1", "grpo_vision.trainer.num_generations=2"),
+        ("grpo_text.trainer.steps_per_generation=x", "grpo_text.trainer.steps_per_generation=2"),
         ("models.phantom_base.tower_steps=0", "models.phantom_base.tower_steps=1"),
         ("models.phantom_expert.steps=1", "models.phantom_expert.steps=2"),
         ("models.phantom_expert.text_width=-32", "models.phantom_expert.text_width=32"),
@@ -74,6 +79,13 @@ def test_an_impossible_number_is_one_line_that_names_it_and_its_neighbour_passes
         load("phantom", [wrong])
     assert "\n" not in str(caught.value)
     assert "phantom: " in str(caught.value)
+
+
+def test_what_sections_inherit_is_told_once():
+    with pytest.raises(UserError, match=r"^phantom: seed: [^(]*$"):
+        load("phantom", ["seed=-1"])
+    with pytest.raises(UserError, match=r"seed: .*\(and 1 more\)$"):
+        load("phantom", ["seed=-1", "sft.seed=-2"])
 
 
 def test_every_builtin_recipe_is_listed_and_valid():

@@ -96,7 +96,8 @@ def test_trls_variants_train_and_are_recorded_as_asked(tmp_path, variant):
 
 def trained_default():
     """Return what is recorded of a stage that asks for none of them."""
-    from valor.training.arguments import GRPO_DEFAULTS, effective, grpo_arguments
+    from valor.recipe.trainer_defaults import GRPO_DEFAULTS
+    from valor.training.arguments import effective, grpo_arguments
 
     plain = settings(max_steps=2, num_iterations=2)
     return effective(grpo_arguments(plain, output_dir=Path(), defaults=GRPO_DEFAULTS, reward_weights=[1.0]))

@@ -6,14 +6,13 @@ import pytest
 
 from valor.errors import UserError
 from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section, trainer_fields
+from valor.recipe.trainer_defaults import GRPO_DEFAULTS
 from valor.training import arguments
 
 
 def grpo(tmp_path, **trainer):
     settings = GrpoTextSettings(trainer=trainer, max_new_tokens=33, seed=4)
-    return arguments.grpo_arguments(
-        settings, output_dir=tmp_path, defaults=arguments.GRPO_DEFAULTS, reward_weights=[1.0]
-    )
+    return arguments.grpo_arguments(settings, output_dir=tmp_path, defaults=GRPO_DEFAULTS, reward_weights=[1.0])
 
 
 def test_sft_never_cuts_image_tokens_and_learns_the_report_alone(tmp_path):
@@ -171,7 +170,7 @@ def test_more_prompts_than_studies(tmp_path):
 
 def test_effective_fields_are_json_without_places(tmp_path):
     fields = arguments.effective(grpo(tmp_path))
-    assert fields["learning_rate"] == arguments.GRPO_DEFAULTS["learning_rate"]
+    assert fields["learning_rate"] == GRPO_DEFAULTS["learning_rate"]
     assert str(tmp_path) not in json.dumps(fields)
 
 

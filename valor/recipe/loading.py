@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ def load(recipe: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def parse(tree: dict[str, Any], *, source: str) -> Recipe:
     """Validate a recipe's tree; sections inherit the top level's `seed` and `publish_text`."""
-    tree = dict(tree)
+    tree, inheriting = dict(tree), set()
     for section, field in Recipe.model_fields.items():
         model = field.annotation
         if not (isinstance(model, type) and issubclass(model, Section)):
@@ -48,10 +48,11 @@ def parse(tree: dict[str, Any], *, source: str) -> Recipe:
             raise UserError(f"{source}: {section} is {shown(repr(value))}, expected a mapping")
         inherited = {k: tree[k] for k in _INHERITED if k in tree and k in model.model_fields}
         tree[section] = {**inherited, **value}
+        inheriting |= {(section, key) for key in inherited if key not in value}
     try:
         recipe = Recipe.model_validate(tree)
     except pydantic.ValidationError as error:
-        raise UserError(_first_problem(error, source)) from None
+        raise UserError(_first_problem(error, source, inheriting)) from None
     rules.check(recipe, source)
     return recipe
 
@@ -130,12 +131,16 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     node[leaf] = _parse_yaml(value, f"--set {shown(override)}")
 
 
-def _first_problem(error: pydantic.ValidationError, source: str) -> str:
-    problem = error.errors(include_url=False)[0]
+def _first_problem(
+    error: pydantic.ValidationError, source: str, inheriting: Collection[tuple[int | str, ...]] = ()
+) -> str:
+    """Tell the first problem, and how many more there are; what sections inherited is told once, where it stands."""
+    problems = [problem for problem in error.errors(include_url=False) if problem["loc"] not in inheriting]
+    problem = problems[0]
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         return f"{source}: {where}: unknown key{_siblings(problem['loc'])}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
     return f"{source}: {where}: {problem['msg']}, got {shown(repr(problem['input']))}{more}"
 
 

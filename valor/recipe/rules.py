@@ -8,6 +8,7 @@ from typing import Any
 
 from valor.errors import UserError, shown
 from valor.recipe.sections import SECTION_OF_STAGE, Recipe
+from valor.recipe.trainer_defaults import GRPO_DEFAULTS
 
 TRAINER_CLASS = {"sft": "SFTConfig", "grpo_text": "GRPOConfig", "grpo_vision": "GRPOConfig"}
 _OWNED_BY_VALOR = {
@@ -36,7 +37,8 @@ _PUBLISHING = {
 """Beginnings of trainer fields that could carry text, images or models out, and why each is refused."""
 _NUMBERS = (
     "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "save_steps", "logging_steps", "weight_decay",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "temperature", "beta", "epsilon",
+    "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "steps_per_generation",
+    "generation_batch_size", "temperature", "beta", "epsilon",
 )  # fmt: skip
 """Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name."""
 _CHOICES: dict[str, tuple[str | bool, ...]] = {
@@ -64,6 +66,8 @@ def check(recipe: Recipe, source: str) -> None:
     for section in TRAINER_CLASS:
         check_trainer_fields(section, getattr(recipe, section).trainer, source)
         _check_gpus(recipe, section, source)
+    for section in ("grpo_text", "grpo_vision"):
+        _check_groups(recipe, section, source)
     unknown = sorted(set(recipe.resources) - set(SECTION_OF_STAGE))
     if unknown:
         raise UserError(f"{source}: resources.{unknown[0]}: no such stage; stages are {', '.join(SECTION_OF_STAGE)}")
@@ -129,6 +133,21 @@ def _check_gpus(recipe: Recipe, section: str, source: str) -> None:
         raise UserError(
             f"{source}: resources.{section}.gpus is {gpus} and {section}.processes {processes}: each process trains on "
             "one GPU; set both to the same number"
+        )
+
+
+def _check_groups(recipe: Recipe, section: str, source: str) -> None:
+    """Refuse a generation that is no whole number of groups; TRL would say so once the stages before have run."""
+    settings = getattr(recipe, section)
+    fields = {**GRPO_DEFAULTS, **settings.trainer}
+    size, accumulated = fields["num_generations"], fields["gradient_accumulation_steps"]
+    per_process = fields["per_device_train_batch_size"] * (fields.get("steps_per_generation") or accumulated)
+    batch = fields.get("generation_batch_size") or per_process * settings.processes * settings.nodes
+    if size < 2 or batch % size:
+        raise UserError(
+            f"{source}: {section}.trainer.num_generations is {size}, and a generation has {batch} completions "
+            "(generation_batch_size, or per_device_train_batch_size x steps_per_generation x processes): set it to a "
+            "divisor of them that is at least 2"
         )
 
 

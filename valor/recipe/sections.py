@@ -7,6 +7,8 @@ import pydantic
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
+"""What every generator takes, NumPy's old one included."""
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
@@ -46,7 +48,7 @@ class ReportNoise(Section):
 class PhantomStudies(Section):
     """Which procedural studies to draw. Subjects are numbered from `seed`; other seeds share no subject."""
 
-    seed: int = 1
+    seed: Seed = 1
     train: Count = 1200
     val: Count = 100
     test: Count = 500
@@ -87,14 +89,14 @@ class DataSettings(Section):
     split_fractions: SplitFractions = (0.7, 0.1, 0.2)
     """train, val, test by hash of subject, where the source has no official split."""
     checks: CheckThresholds = CheckThresholds()
-    seed: int = 0
+    seed: Seed = 0
 
 
 class PhantomBase(Section):
     """The tiny LLaVA that `base: phantom` trains."""
 
     subjects: Positive = 1200
-    seed: int = 7001
+    seed: Seed = 7001
     image_px: Positive = 96
     patch_px: Positive = 16
     vision_width: Positive = 128
@@ -110,7 +112,7 @@ class PhantomExpert(Section):
     """The tiny CLIP that `expert: phantom` trains, on subjects of its own."""
 
     subjects: Positive = 1200
-    seed: int = 8001
+    seed: Seed = 8001
     image_px: Positive = 96
     patch_px: Positive = 16
     vision_width: Positive = 128
@@ -147,7 +149,7 @@ class ModelSettings(Section):
     phantom_expert: PhantomExpert = PhantomExpert()
     phantom_judge: PhantomExpert = PhantomExpert(subjects=600, seed=9001, steps=240, held_out_subjects=100)
     expert_gate: ExpertGate = ExpertGate()
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TrainStage(Section):
@@ -167,7 +169,7 @@ class TrainStage(Section):
     """Machines that train together; more than one outside a pipeline only."""
     strategy: Literal["ddp", "fsdp2", "zero3"] = "ddp"
     """What several processes share: nothing, or weights, gradients and optimizer by FSDP2 or DeepSpeed ZeRO-3."""
-    seed: int = 0
+    seed: Seed = 0
 
 
 class Lora(Section):
@@ -262,7 +264,7 @@ class PredictSettings(Section):
     best_of: Positive = 1
     """Reports sampled per study, of which the one that the expert finds likeliest is kept; 1 writes one, greedily."""
     attention_maps: bool = True
-    seed: int = 0
+    seed: Seed = 0
 
 
 class EvaluationSettings(Section):
@@ -272,7 +274,7 @@ class EvaluationSettings(Section):
     confidence: float = pydantic.Field(0.95, gt=0, lt=1)
     page_studies: Count = 120
     publish_text: bool = False
-    seed: int = 0
+    seed: Seed = 0
 
 
 class GateRule(Section):
@@ -318,7 +320,7 @@ class Recipe(Section):
 
     name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
     description: str = ""
-    seed: int = 0
+    seed: Seed = 0
     publish_text: bool = False
     data: DataSettings = DataSettings()
     models: ModelSettings = ModelSettings()

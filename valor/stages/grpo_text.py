@@ -15,8 +15,9 @@ def grpo_text(
     settings: GrpoTextSettings, *, dataset: Path, parent: Path, checkpoint: Path, context: Context
 ) -> StageResult:
     """Align `parent` with the text rewards of the recipe and write `checkpoint`."""
+    from valor.recipe.trainer_defaults import GRPO_DEFAULTS
     from valor.rewards.text import build as build_rewards
-    from valor.training.arguments import GRPO_DEFAULTS, check_enough_prompts, check_vllm, grpo_arguments
+    from valor.training.arguments import check_enough_prompts, check_vllm, grpo_arguments
     from valor.training.course import Policy, adapters, end_tokens, train
     from valor.training.rows import grpo_rows
 

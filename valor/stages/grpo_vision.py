@@ -75,7 +75,8 @@ def trainer(
     Raises:
         UserError: a step asks for more prompts than there are studies.
     """
-    from valor.training.arguments import VISION_DEFAULTS, check_enough_prompts, grpo_arguments
+    from valor.recipe.trainer_defaults import VISION_DEFAULTS
+    from valor.training.arguments import check_enough_prompts, grpo_arguments
     from valor.training.rows import grpo_rows
     from valor.training.trainers import VisionGRPOTrainer
 

@@ -250,6 +250,17 @@ def test_a_server_that_accepts_and_says_nothing_is_given_up(home, monkeypatch):
 
 
 @pytest.mark.skipif(importlib.util.find_spec("psycopg") is not None, reason="the driver is installed")
+@pytest.mark.parametrize("content", [None, b"no database at all, but long enough to be read as one" * 4])
+def test_a_database_that_cannot_be_opened_is_one_line_at_once(home, tmp_path, monkeypatch, content):
+    place = tmp_path / "place.db"
+    place.mkdir() if content is None else place.write_bytes(content)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{place}")
+    monkeypatch.setattr("time.sleep", lambda seconds: pytest.fail("waited for a file to become a database"))
+    with pytest.raises(ServiceError, match=r"place\.db: \w+Error while opening the store") as caught:
+        store.initialise_store()
+    assert "\n" not in str(caught.value)
+
+
 def test_a_store_without_its_driver_names_the_library(home, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "postgresql+psycopg://u:secret@127.0.0.1:1/x")
     with pytest.raises(UserError, match="needs the library psycopg") as caught:

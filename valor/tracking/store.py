@@ -134,6 +134,7 @@ def _open(uri: str, pid: int) -> "MlflowClient":
 
     mlflow.set_tracking_uri(uri)
     with service_errors("opening the store"), _store_lock(uri):
+        _check_database(uri)
         opened = mlflow.MlflowClient(uri)
         opened.search_experiments(max_results=1)
     return opened
@@ -174,6 +175,21 @@ def _check_reachable(uri: str) -> None:
                     f"MLflow at {shown_uri()} does not answer ({type(error).__name__}, {REACH_TRIES} tries); start it, "
                     "or correct MLFLOW_TRACKING_URI"
                 ) from error
+
+
+def _check_database(uri: str) -> None:
+    """Open a database once, so that one that cannot be opened is known at once: MLflow tries for 100 s."""
+    from mlflow.store.db.db_types import DATABASE_ENGINES
+
+    if urlsplit(uri).scheme.partition("+")[0] not in DATABASE_ENGINES:
+        return
+    import sqlalchemy
+
+    engine = sqlalchemy.create_engine(uri)
+    try:
+        sqlalchemy.inspect(engine).get_table_names()
+    finally:
+        engine.dispose()
 
 
 @contextlib.contextmanager

@@ -110,14 +110,15 @@ def _headline(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder
             f"{100 * analysis.relative(ours, theirs):+.0f}% | "
             f"{' '.join(f'{100 * v:+.1f}' for v in change.seeds.values())} |"
         )
+    title = f"{ARMS[FINAL].title}, minus {against}"
     chosen = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
     figures.forest(
         folder / "headline.svg",
         [(measures[k].label, found[k], measures[k].higher_is_better is not False) for k in chosen],
-        title=f"{ARMS[FINAL].title}, minus {against}",
+        title=title,
     )
     return (
-        f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[BASELINE].question}\n\n![](headline.svg)\n\n"
+        f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[BASELINE].question}\n\n![{title}](headline.svg)\n\n"
         f"| metric | {against} | {ARMS[FINAL].title} | difference [95% bootstrap] | [95% t] | relative | each seed |\n"
         "|---|---:|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(found, tables, measures)
     )
@@ -172,7 +173,8 @@ def _means(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
             _percent(np.mean([analysis.value(measures[k], table) for table in found.values()])) for k in analysis.SHOWN
         ]
         lines.append(f"| {ARMS[name].title} | {len(found)} | " + " | ".join(values) + " |")
-    return "## All arms, means over their seeds\n\n" + "\n".join(lines) + "\n"
+    note = "Arms with fewer seeds have the first ones; the tables below compare arms on the seeds that both have."
+    return "## All arms, means over their seeds\n\n" + note + "\n\n" + "\n".join(lines) + "\n"
 
 
 def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
@@ -204,7 +206,8 @@ def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], fold
     }
     figures.operating_curve(folder / "curve.svg", lines, points)  # type: ignore[arg-type]
     return (
-        "## Above the curve, or along it?\n\n![](curve.svg)\n\nThe lines are what SFT's reports become when tokens of "
+        "## Above the curve, or along it?\n\n![Findings missed against findings invented](curve.svg)\n\n"
+        "The lines are what SFT's reports become when tokens of "
         "findings are made likelier. Of each line the point with the best F1 was chosen on the test studies, in the "
         "line's favour.\n\n"
         "| curve | best bias of each seed | its F1 | arm | F1 minus the curve's best [95% bootstrap] |\n"
@@ -260,13 +263,14 @@ def _group(
     for name, row in pairs.items():
         cells = " | ".join(_change(found, measure) for found, measure in zip(row, shown, strict=True))
         lines.append(f"| {ARMS[name].title} | {len(row[0].seeds)} | {cells} |")
+    title = f"{heading} F1 of {ARMS[reference].title}, minus that of"
     figures.forest(
         folder / f"{file}.svg",
-        [(f"{ARMS[name].title} (n = {len(row[0].seeds)})", row[0], True) for name, row in pairs.items()],
-        title=f"{heading} F1 of {ARMS[reference].title}, minus that of",
+        [(f"{ARMS[name].title} ({len(row[0].seeds)} seeds)", row[0], True) for name, row in pairs.items()],
+        title=title,
     )
     questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in (reference, *others)]
-    return f"## {heading}\n\n![]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
+    return f"## {heading}\n\n![{title}]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
 
 
 def _share_seeds(tables: Mapping[str, Any], arms: Sequence[str]) -> bool:

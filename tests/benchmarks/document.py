@@ -9,6 +9,8 @@ from typing import Any
 from architectures import ARCHITECTURES
 from race import RESULTS
 
+from pipelines.experiments.figures import axes_of
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURE = "images/benchmarks.svg"
 Results = Mapping[str, Mapping[str, Any]]
@@ -103,35 +105,30 @@ python tests/benchmarks/document.py
 """
 
 
-def figure(results: Results) -> str:
-    """Return an SVG: a bar per variant and comparison, as long as its step takes, stock TRL's being 100."""
+def figure(results: Results, path: Path) -> None:
+    """Write an SVG: a bar per variant and comparison, as long as its step takes, stock TRL's being 100%."""
     names = {
         "step-checkpointing": "gradient checkpointing",
-        "step-2048px": "checkpointing, 2,048 px sources",
+        "step-2048px": "checkpointing,\n2,048 px sources",
         "step-plain": "no checkpointing",
     }
-    left, full, row, y = 232, 400, 22, 34
-    parts = []
-    for name, words in names.items():
-        if name not in results:
-            continue
-        seconds = results[name]["seconds"]
-        parts.append(f'<text class="name" x="16" y="{y + 15}">{words}</text>')
-        for variant in ("stock", "valor"):
-            width = seconds[variant] / seconds["stock"] * full
-            times = "" if variant == "stock" else f", {results[name]['ratios']['stock / valor']['median']:.1f}x faster"
-            parts.append(f'<rect class="{variant}" x="{left}" y="{y}" width="{width:.1f}" height="{row - 4}" rx="2"/>')
-            parts.append(f'<text x="{left + width + 6:.1f}" y="{y + 13}">{_LABELS[variant]}{times}</text>')
-            y += row
-        y += 14
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{y + 4}" viewBox="0 0 860 {y + 4}" role="img">'
-        "<title>Time of a GRPO step: stock TRL and VALOR</title>"
-        "<style>text{font:13px system-ui,sans-serif;fill:#586173}.name,.head{fill:#1b2230;font-weight:600}"
-        ".stock{fill:#8a93a3}.valor{fill:#1f2f8f}rect.page{fill:#ffffff}</style>"
-        f'<rect class="page" width="860" height="{y + 4}"/>'
-        '<text class="head" x="16" y="20">Time of a GRPO step (shorter is better)</text>' + "".join(parts) + "</svg>\n"
-    )
+    shown = [name for name in names if name in results]
+    with axes_of(path, "Time of a GRPO step, stock TRL's being 100%", height=0.9 + 0.7 * len(shown)) as axes:
+        for row, name in enumerate(shown):
+            result = results[name]
+            share = 100 * result["seconds"]["valor"] / result["seconds"]["stock"]
+            faster = f"{result['ratios']['stock / valor']['median']:.1f}x faster"
+            for at, width, colour, words in (
+                (row - 0.2, 100, "#8c959f", _LABELS["stock"]),
+                (row + 0.2, share, "#0969da", f"{_LABELS['valor']}, {faster}"),
+            ):
+                axes.barh(at, width, height=0.36, color=colour)
+                axes.text(width + 1, at, words, verticalalignment="center")
+        axes.set_yticks(range(len(shown)), [names[name] for name in shown])
+        axes.set_ylim(len(shown) - 0.5, -0.5)
+        axes.set_xlim(0, 125)
+        axes.grid(visible=False, axis="y")
+        axes.set(xlabel="%")
 
 
 def _ratio_rows(results: Results) -> list[str]:
@@ -223,7 +220,7 @@ def main() -> None:
     if not any(not name.startswith("gpu-") for name in results):
         raise SystemExit(f"{RESULTS}: no results; run `make bench`")
     (DOCS / "benchmarks.md").write_text(page(results), encoding="utf-8")
-    (DOCS / FIGURE).write_text(figure(results), encoding="utf-8")
+    figure(results, DOCS / FIGURE)
     print(f"wrote {DOCS / 'benchmarks.md'} and {DOCS / FIGURE}")
 
 

@@ -163,7 +163,10 @@ def test_the_page_shows_what_the_tables_say(collected):
     assert "Is it the image?" in page
     assert "Which text rewards?" not in page  # none of its arms has run
     assert re.search(r"\| 1 \| 90\.0 \| \d+\.\d \| [+-]\d+\.\d \| Fracture \|", page)
-    for figure in re.findall(r"!\[\]\((\S+)\)", page):
+    pictures = re.findall(r"!\[([^]]*)\]\((\S+)\)", page)
+    assert len(pictures) >= 3
+    for words, figure in pictures:
+        assert words, "a picture says what it shows to who cannot see it"
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
     assert document.write(collected).read_text() == page
     assert "## Stages 1 and 2 against SFT continued" in page

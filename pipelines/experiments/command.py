@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from valor.context import home
-from valor.errors import UserError, ValorError
+from valor.errors import Interrupted, UserError, ValorError
 
 TEST_SEEDS = (47_001, 47_002, 47_003, 47_004, 47_005)
 """Opened once, after every choice was made on other seeds."""
@@ -22,6 +22,7 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
 
     Raises:
         UserError: no such arm, or a folder that holds test seeds and others.
+        Interrupted: told to end; there is no page.
         ValorError: a job failed; all that do not need it were run, and the page tells of it.
     """
     from pipelines.experiments import run
@@ -48,6 +49,8 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     failure: ValorError | None = None
     try:
         run.run(with_ancestors(jobs), root=root, cores=cores)
+    except Interrupted:
+        raise
     except ValorError as error:
         # An arm that collapses is a result too; the others' must not wait for it.
         failure = error

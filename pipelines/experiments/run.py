@@ -17,7 +17,7 @@ from typing import Any
 
 from pipelines.experiments.execute import execute
 from pipelines.experiments.jobs import Job, with_ancestors
-from valor.errors import BY_EXIT_CODE, ResourceError, ValorError
+from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, ValorError
 
 _GRACE_S = 30.0
 
@@ -32,6 +32,7 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
         say: prints a line.
 
     Raises:
+        Interrupted: SIGTERM or Ctrl-C; the jobs have saved what they had.
         ValorError: a job failed; its log is named.
         ValueError: a job needs one that is neither done nor among the jobs.
     """
@@ -139,13 +140,14 @@ def _all_end(running: dict) -> Iterator[None]:
     """Let no job outlive this process: SIGTERM and Ctrl-C reach them, and they save what they have."""
 
     def stop(number: int, _: object) -> None:
-        raise KeyboardInterrupt
+        raise Interrupted("experiments: told to end; what is finished is kept, run again to continue")
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
         for process in running:
             process.terminate()
         for process in running:

@@ -3,10 +3,16 @@
 import dataclasses
 import functools
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -399,3 +405,30 @@ def test_jobs_that_experiments_alone_have_run_on_real_models(tmp_path, monkeypat
     with np.load(curve.output("curve").path(tmp_path) / TABLES) as tables:
         assert len(tables["subjects"]) == 6
         assert len(tables.files) == 1 + len(BIASES)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_told_to_end_it_leaves_no_process_and_says_how_to_go_on(tmp_path, number):
+    command = [sys.executable, "-m", "pipelines.cli", "experiments", "--seed", "5", "--arm", "sft"]
+    environment = os.environ | {"VALOR_HOME": str(tmp_path), "VALOR_TRACKING": "off"}
+    process = subprocess.Popen(
+        [*command, "--results", str(tmp_path / "page")], env=environment, text=True, stderr=subprocess.PIPE,
+        start_new_session=True,
+    )  # fmt: skip
+    jobs = tmp_path / "experiments" / "jobs"
+    while not any(jobs.glob("*/logs/*")):
+        assert process.poll() is None
+        time.sleep(0.1)
+    children = psutil.Process(process.pid).children(recursive=True)
+    assert children
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert (
+        said.strip()
+        .splitlines()[-1]
+        .endswith("experiments: told to end; what is finished is kept, run again to continue")
+    )
+    psutil.wait_procs(children, timeout=10)
+    assert not [child for child in children if child.is_running()]

@@ -171,7 +171,8 @@ class Seed:
         if best_of > 1:
             settings |= {"best_of": best_of, "share": UNION if split == "test" else REWARDED}
             inputs["expert"] = self.models().output("expert")
-        name = f"reports of {checkpoint.job.name.split(',')[0]}" + (f", best of {best_of}" if best_of > 1 else "")
+        whose = checkpoint.job.name.rpartition(", seed ")[0]
+        name = f"reports of {whose}" + (f", best of {best_of}" if best_of > 1 else "")
         return Job(self._name(name), "predict", settings, ("predictions",), inputs, values={"name": "sft"})
 
     def pseudo_labels(self) -> Output:
@@ -185,7 +186,7 @@ class Seed:
         inputs = {
             "dataset": self._dataset(), "evidence": self.data.output("evidence"), "checkpoint": checkpoint,
         }  # fmt: skip
-        name = self._name(f"curve of {checkpoint.job.name.split(',')[0]}")
+        name = self._name(f"curve of {checkpoint.job.name.rpartition(', seed ')[0]}")
         return Job(name, "curve", {"max_new_tokens": TOKENS, "batch_size": 64}, ("curve",), inputs)
 
     def probe(self) -> Job:
@@ -193,7 +194,8 @@ class Seed:
         inputs = {
             "dataset": self._dataset(), "evidence": self.data.output("evidence"), "base": self.models().output("base"),
         }  # fmt: skip
-        return Job(self._name("probe"), "probe", {}, ("probe",), inputs)
+        settings = {"taught": SUPERVISED, "tuned": REWARDED}
+        return Job(self._name("probe"), "probe", settings, ("probe",), inputs)
 
 
 @dataclasses.dataclass(frozen=True)

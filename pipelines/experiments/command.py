@@ -6,7 +6,7 @@ from pathlib import Path
 from valor.context import home
 from valor.errors import Interrupted, UserError, ValorError
 
-TEST_SEEDS = (47_001, 47_002, 47_003, 47_004, 47_005)
+TEST_SEEDS = (48_001, 48_002, 48_003, 48_004, 48_005)
 """Opened once, after every choice was made on other seeds."""
 
 
@@ -25,7 +25,7 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
         Interrupted: told to end; there is no page.
         ValorError: a job failed; all that do not need it were run, and the page tells of it.
     """
-    from pipelines.experiments import run
+    from pipelines.experiments import ledger, run
     from pipelines.experiments.arms import ARMS, Seed
     from pipelines.experiments.collect import CURVES, collect
     from pipelines.experiments.document import PAGE, write
@@ -37,15 +37,17 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     chosen = names or tuple(ARMS)
     numbers = tuple(seeds) or TEST_SEEDS
     _keep_apart(folder, numbers)
-    jobs = []
+    jobs, asked = [], {}
     for place, number in enumerate(numbers):
         seed = Seed(number)
         # An arm of few seeds takes the first ones; seeds that were asked for by name are all taken.
-        jobs += [ARMS[name].reports(seed) for name in chosen if seeds or place < ARMS[name].seeds]
+        asked[number] = [name for name in chosen if seeds or place < ARMS[name].seeds]
+        jobs += [ARMS[name].reports(seed) for name in asked[number]]
         jobs += [seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES if name in chosen]
         jobs += [seed.probe()] if "sft" in chosen else []
         jobs += [seed.signal()] if "truth" in chosen and (seeds or place < ARMS["truth"].seeds) else []
     root = home() / "experiments"
+    ledger.append(folder, numbers)
     failure: ValorError | None = None
     try:
         run.run(with_ancestors(jobs), root=root, cores=cores)
@@ -54,11 +56,13 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     except ValorError as error:
         # An arm that collapses is a result too; the others' must not wait for it.
         failure = error
-    collect(root, folder, seeds=numbers)
-    if failure is None or any(folder.glob("*.npz")):
-        write(folder)
-    if failure is not None:
-        raise failure
+    try:
+        collect(root, folder, asked=asked)
+        if failure is None or any(folder.glob("*.npz")):
+            write(folder)
+    finally:
+        if failure is not None:
+            raise failure
     return folder / PAGE
 
 

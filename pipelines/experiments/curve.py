@@ -12,21 +12,18 @@ from pathlib import Path
 from typing import Any
 
 BIASES = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0)
-TABLES = "tables.npz"
 
 
 def curve(
     *, checkpoint: Path, dataset: Path, evidence: Path, output: Path, max_new_tokens: int, batch_size: int
 ) -> Mapping[str, float]:
-    """Write one study table per bias (`results.study_table`) and the subjects into `output`."""
-    import numpy as np
+    """Write a table per bias into `output`, `<bias>.npz` (`results.save`)."""
     import torch
     from transformers import LogitsProcessor
 
     from pipelines.experiments import results
-    from pipelines.experiments.analysis import Table, measured, value
+    from pipelines.experiments.analysis import measured, value
     from valor.data.manifest import read_studies
-    from valor.evaluation.scores import COLUMNS
     from valor.models.generate import generate_reports
     from valor.models.loading import load_policy, model_pixels, prompt_of
 
@@ -44,7 +41,7 @@ def curve(
         def __call__(self, input_ids: Any, scores: Any) -> Any:
             return scores + self.bias * leaning
 
-    tables, found = {}, {}
+    found = {}
     for bias in BIASES:
         reports = generate_reports(
             model,
@@ -56,11 +53,9 @@ def curve(
             logits_processor=[Bias(bias)],
         )
         hypotheses = {s.study_id: r.text for s, r in zip(studies, reports, strict=True)}
-        subjects, tables[f"{bias:g}"] = results.table_of(studies, hypotheses, evidence=evidence)
-        table = Table(np.array(subjects), COLUMNS, tables[f"{bias:g}"])
+        table = results.table_of(studies, hypotheses, evidence=evidence)
+        results.save(output / f"{bias:g}.npz", table)
         found[f"f1_micro/{bias:g}"] = value(measured({0: table})["truth_f1_micro"], table)
-    output.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(output / TABLES, subjects=np.array(subjects), **tables)  # type: ignore[arg-type]
     return found
 
 

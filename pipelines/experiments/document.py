@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from pipelines.experiments import analysis, figures, results
+from pipelines.experiments import analysis, figures, ledger, results
 from pipelines.experiments.analysis import Difference, Table
 from pipelines.experiments.arms import ARMS
 from pipelines.experiments.collect import CURVES
@@ -47,9 +47,10 @@ def write(folder: Path) -> Path:
     parts = [
         "# Experiments: results\n",
         "Written by `valor experiments --document` from the files beside it. Every seed has its own subjects, models "
-        "and test studies.\n",
-        _seeds(facts),
-        _headline(tables, measures, folder),
+        "and test studies. An interval is of 95% and for one number read alone, by Student's t of the seeds' "
+        "differences: of twenty such, one that holds no effect would leave zero out by chance.\n",
+        _seeds(facts, folder),
+        _headline(tables, measures, folder, facts),
         _stopped(facts),
         _means(tables, measures),
         _curve_part(tables, measures, folder),
@@ -68,6 +69,7 @@ def write(folder: Path) -> Path:
 def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
     """Raise UserError where results were made by several versions of the code, or nobody knows by which."""
     codes = {str(job["code"]): one["seed"] for one in facts for job in one["jobs"].values()}
+    codes |= {str(one["scored_by"]): one["seed"] for one in facts}
     if len(codes) > 1:
         found = ", ".join(f"{code} (seed {seed})" for code, seed in codes.items())
         raise UserError(
@@ -81,9 +83,12 @@ def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
             raise UserError(f"{path}: no facts file says what made it; delete it, or run valor experiments again")
 
 
-def _seeds(facts: Sequence[Mapping[str, Any]]) -> str:
-    lines = [f"| {one['seed']} | {one['opened']} | {', '.join(one['arms'])} |" for one in facts]
-    return "| seed | test studies opened on | arms |\n|---:|---|---|\n" + "\n".join(lines) + "\n"
+def _seeds(facts: Sequence[Mapping[str, Any]], folder: Path) -> str:
+    opened, lines = ledger.read(folder), []
+    for one in facts:
+        times = [f"{row['date']} (code {row['code']})" for row in opened if row["seed"] == one["seed"]]
+        lines.append(f"| {one['seed']} | {', '.join(times) or 'not known'} | {', '.join(one['arms'])} |")
+    return "| seed | begun on | arms |\n|---:|---|---|\n" + "\n".join(lines) + "\n"
 
 
 def _tables(folder: Path, name: str) -> dict[int, Table]:
@@ -95,15 +100,18 @@ def _tables(folder: Path, name: str) -> dict[int, Table]:
     return found
 
 
-def _headline(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
-    if not _share_seeds(tables, (FINAL, BASELINE)):
+def _headline(
+    tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path, facts: Sequence[Mapping[str, Any]]
+) -> str:
+    seeds = _shared(tables, (FINAL, BASELINE))
+    if not seeds:
         return ""
     found = {key: analysis.compare(measures[key], tables[FINAL], tables[BASELINE]) for key in analysis.SHOWN}
     against = ARMS[BASELINE].title
     rows = []
     for key, change in found.items():
         ours, theirs = _both(tables, measures[key])
-        low, high = change.student()
+        low, high = change.within
         rows.append(
             f"| {measures[key].label}{_source(key)} | {_percent(np.mean(theirs))} | {_percent(np.mean(ours))} | "
             f"{_change(change, measures[key])} | [{100 * low:+.1f}, {100 * high:+.1f}] | "
@@ -119,13 +127,26 @@ def _headline(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder
     )
     return (
         f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[BASELINE].question}\n\n![{title}](headline.svg)\n\n"
-        f"| metric | {against} | {ARMS[FINAL].title} | difference [95% bootstrap] | [95% t] | relative | each seed |\n"
-        "|---|---:|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _criteria(found, tables, measures)
+        f"| metric | {against} | {ARMS[FINAL].title} | difference [95%] | [95%, these seeds' models held] | relative |"
+        f" seeds {', '.join(map(str, seeds))} |\n"
+        "|---|---:|---:|---:|---:|---:|---|\n"
+        + "\n".join(rows)
+        + "\n\n"
+        + _verdicts(found, tables, measures, folder, facts)
     )
 
 
-def _criteria(found: Mapping[str, Difference], tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
+def _verdicts(
+    found: Mapping[str, Difference],
+    tables: Mapping[str, Any],
+    measures: Mapping[str, Measure],
+    folder: Path,
+    facts: Sequence[Mapping[str, Any]],
+) -> str:
     """Return what was asked before the test seeds were opened, what was found, and whether that meets it."""
+    seeds, wanted = _shared(tables, (FINAL, BASELINE)), ARMS[FINAL].seeds
+    if len(seeds) < wanted:
+        return f"{len(seeds)} of {wanted} seeds have both: no verdict.\n"
     f1, invented, missed, flips = (
         found[key] for key in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
     )
@@ -142,13 +163,24 @@ def _criteria(found: Mapping[str, Difference], tables: Mapping[str, Any], measur
         ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+.1f}"),
         ("more counterfactual pairs are told apart", flips.value > 0, f"{100 * flips.value:+.1f}"),
     ]
+    for name in CURVES:
+        if curves := _curves(folder, name):
+            _, _, above = _above_best(curves, FINAL, tables, measures)
+            asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
+            rows.append((asked, above.low > 0, f"{100 * above.low:+.1f} at least"))
+    if headroom := [probe - ours for _, probe, ours, _ in _probed(facts, tables, measures)]:
+        mean = float(np.mean(headroom))
+        rows.append(("before RL a probe's macro F1 is 8 points above SFT's", mean >= 0.08, f"{100 * mean:+.1f}"))
+    spent = {name: sum(one["arms"][name]["processor_seconds"] for one in facts) for name in (BASELINE, FINAL)}
+    ratio = spent[BASELINE] / max(1, spent[FINAL])
+    rows.append(("SFT continued for the same time: at least 0.95 of it", ratio >= 0.95, f"{ratio:.2f}"))
     lines = [f"| {asked} | {got} | {'yes' if met else '**no**'} |" for asked, met, got in rows]
     return "| asked | found | met |\n|---|---:|---|\n" + "\n".join(lines) + "\n"
 
 
 def _both(tables: Mapping[str, Any], measure: Measure) -> tuple[list[float], list[float]]:
     """Return the final model's values and the baseline's, on the seeds that both have."""
-    seeds = sorted(set(tables[FINAL]) & set(tables[BASELINE]))
+    seeds = _shared(tables, (FINAL, BASELINE))
     ours, theirs = ([analysis.value(measure, tables[name][s]) for s in seeds] for name in (FINAL, BASELINE))
     return ours, theirs
 
@@ -182,35 +214,34 @@ def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], fold
     found = {name: curves for name in CURVES if (curves := _curves(folder, name))}
     if not found:
         return ""
-    lines, rows = {}, []
-    for name, curves in found.items():
-        biases = sorted(next(iter(curves.values())), key=float)
-        lines[ARMS[name].title] = [
-            tuple(
-                float(np.mean([analysis.value(measures[key], curve[bias]) for curve in curves.values()]))
-                for key in keys
-            )
-            for bias in biases
+    marked = [name for name in ("sft", BASELINE, "text", FINAL) if name in tables]
+    seeds = sorted(set.intersection(*(set(c) for c in found.values()), *(set(tables[name]) for name in marked)))
+    rows = [
+        _above(name, arm, curves, tables, measures)
+        for name, curves in found.items()
+        for arm in ("text", FINAL)
+        if set(curves) & set(tables.get(arm, ()))
+    ]
+    if not seeds:
+        return ""
+
+    def mean(of: Mapping[int, Table]) -> tuple[float, ...]:
+        return tuple(float(np.mean([analysis.value(measures[key], of[seed]) for seed in seeds])) for key in keys)
+
+    lines = {
+        ARMS[name].title: [
+            mean({seed: curves[seed][bias] for seed in seeds}) for bias in sorted(curves[seeds[0]], key=float)
         ]
-        rows += [
-            _above(name, arm, curves, tables, measures)
-            for arm in ("text", FINAL)
-            if set(curves) & set(tables.get(arm, ()))
-        ]
-    points = {
-        ARMS[name].title: tuple(
-            float(np.mean([analysis.value(measures[key], t) for t in tables[name].values()])) for key in keys
-        )
-        for name in ("sft", BASELINE, "text", FINAL)
-        if name in tables
+        for name, curves in found.items()
     }
+    points = {ARMS[name].title: mean(tables[name]) for name in marked}
     figures.operating_curve(folder / "curve.svg", lines, points)  # type: ignore[arg-type]
     return (
         "## Above the curve, or along it?\n\n![Findings missed against findings invented](curve.svg)\n\n"
-        "The lines are what SFT's reports become when tokens of "
-        "findings are made likelier. Of each line the point with the best F1 was chosen on the test studies, in the "
+        "The lines are what SFT's reports become when tokens of findings are made likelier; means of seeds "
+        f"{', '.join(map(str, seeds))}. Of each line the point with the best F1 was chosen on the test studies, in the "
         "line's favour.\n\n"
-        "| curve | best bias of each seed | its F1 | arm | F1 minus the curve's best [95% bootstrap] |\n"
+        "| curve | best bias of each seed | its F1 | arm | F1 minus the curve's best [95%] |\n"
         "|---|---|---:|---|---:|\n" + "\n".join(rows) + "\n"
     )
 
@@ -223,14 +254,21 @@ def _above(
     measures: Mapping[str, Measure],
 ) -> str:
     """Return a row: an arm against the best point of a curve, paired by study."""
+    picked, mean, change = _above_best(curves, arm, tables, measures)
+    shown = _change(change, measures["truth_f1_micro"])
+    return f"| {ARMS[name].title} | {', '.join(picked)} | {_percent(mean)} | {ARMS[arm].title} | {shown} |"
+
+
+def _above_best(
+    curves: Mapping[int, Mapping[str, Table]], arm: str, tables: Mapping[str, Any], measures: Mapping[str, Measure]
+) -> tuple[list[str], float, Difference]:
+    """Return the bias at which each seed's curve is best, its mean F1 there, and the arm's F1 minus that."""
     measure = measures["truth_f1_micro"]
     seeds = sorted(set(curves) & set(tables[arm]))
     picked = {seed: analysis.best_of_curve(curves[seed], lambda t: analysis.value(measure, t)) for seed in seeds}
     best = {seed: curves[seed][bias] for seed, (bias, _) in picked.items()}
-    change = analysis.compare(measure, tables[arm], best)
-    biases = ", ".join(bias for bias, _ in picked.values())
-    mean = _percent(np.mean([value for _, value in picked.values()]))
-    return f"| {ARMS[name].title} | {biases} | {mean} | {ARMS[arm].title} | {_change(change, measure)} |"
+    mean = float(np.mean([value for _, value in picked.values()]))
+    return [bias for bias, _ in picked.values()], mean, analysis.compare(measure, tables[arm], best)
 
 
 def _curves(folder: Path, name: str) -> dict[int, dict[str, Table]]:
@@ -251,7 +289,7 @@ def _group(
     folder: Path,
 ) -> str:
     reference, *others = arms
-    others = [name for name in others if _share_seeds(tables, (reference, name))]
+    others = [name for name in others if _shared(tables, (reference, name))]
     if not others:
         return ""
     lines = [
@@ -273,8 +311,9 @@ def _group(
     return f"## {heading}\n\n![{title}]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
 
 
-def _share_seeds(tables: Mapping[str, Any], arms: Sequence[str]) -> bool:
-    return bool(set.intersection(*(set(tables.get(name, ())) for name in arms)))
+def _shared(tables: Mapping[str, Any], arms: Sequence[str]) -> list[int]:
+    """Return the seeds that all these arms have."""
+    return sorted(set.intersection(*(set(tables.get(name, ())) for name in arms)))
 
 
 def _per_seed(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
@@ -290,17 +329,16 @@ def _per_seed(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str
 def _per_finding(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
     from valor.clinical.vocabulary import OBSERVATIONS
 
-    if not _share_seeds(tables, (FINAL, BASELINE)):
+    seeds = _shared(tables, (FINAL, BASELINE))
+    if not seeds:
         return ""
-    head = f"| finding | {ARMS[BASELINE].title} | {ARMS[FINAL].title} | difference [95% bootstrap] |"
+    head = f"| finding | {ARMS[BASELINE].title} | {ARMS[FINAL].title} | difference [95%] |"
     lines = [head, "|---|---:|---:|---:|"]
     for finding in OBSERVATIONS:
         measure = measures.get(f"truth_f1_{slug(finding)}")
         if measure is None:
             continue
-        means = [
-            np.mean([analysis.value(measure, table) for table in tables[name].values()]) for name in (BASELINE, FINAL)
-        ]
+        means = [np.mean([analysis.value(measure, tables[name][seed]) for seed in seeds]) for name in (BASELINE, FINAL)]
         if np.isfinite(means).all():
             found = analysis.compare(measure, tables[FINAL], tables[BASELINE])
             lines.append(f"| {finding} | {_percent(means[0])} | {_percent(means[1])} | {_change(found, measure)} |")
@@ -312,15 +350,22 @@ def _headroom(facts: Sequence[Mapping[str, Any]], tables: Mapping[str, Any], mea
         "| seed | probe, macro F1 | SFT, macro F1 | headroom | findings the expert's gate masks |",
         "|---:|---:|---:|---:|---|",
     ]
+    for seed, probe, ours, masked in _probed(facts, tables, measures):
+        lines.append(f"| {seed} | {_percent(probe)} | {_percent(ours)} | {100 * (probe - ours):+.1f} | {masked} |")
+    return "## Visual headroom and the expert\n\n" + "\n".join(lines) + "\n" if len(lines) > 2 else ""
+
+
+def _probed(
+    facts: Sequence[Mapping[str, Any]], tables: Mapping[str, Any], measures: Mapping[str, Measure]
+) -> list[tuple[int, float, float, str]]:
+    """Return per seed the macro F1 of probe and SFT, and the findings that the expert's gate masks."""
+    found = []
     for one in facts:
         table = tables.get("sft", {}).get(one["seed"])
         if "probe" in one and table is not None:
-            ours, probe = analysis.value(measures["truth_f1_macro"], table), one["probe"]["f1_macro"]
-            masked = ", ".join(one["expert"]["masked"])
-            lines.append(
-                f"| {one['seed']} | {_percent(probe)} | {_percent(ours)} | {100 * (probe - ours):+.1f} | {masked} |"
-            )
-    return "## Visual headroom and the expert\n\n" + "\n".join(lines) + "\n" if len(lines) > 2 else ""
+            ours = analysis.value(measures["truth_f1_macro"], table)
+            found.append((one["seed"], one["probe"]["f1_macro"], ours, ", ".join(one["expert"]["masked"])))
+    return found
 
 
 def _signal(facts: Sequence[Mapping[str, Any]]) -> str:
@@ -355,8 +400,15 @@ def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
         found = [one["arms"][name] for one in facts if name in one["arms"]]
         seconds = [f"{'≥ ' if cost['resumed'] else ''}{cost['processor_seconds']}" for cost in found]
         if found:
-            lines.append(f"| {arm.title} | {', '.join(found[0]['took']) or 'nothing'} | {', '.join(seconds)} |")
-    return "## Cost\n\n" + "\n".join(lines) + "\n"
+            lines.append(f"| {arm.title} | {' + '.join(found[0]['took']) or 'nothing'} | {', '.join(seconds)} |")
+    notes = [
+        f"Seed {one['seed']}: base, expert and judge took {one['models']['processor_seconds']} processor seconds, "
+        f"which no row holds, and the expert {one['models']['expert_subjects']} image-report pairs of its own beside "
+        f"the {one['models']['train_subjects']} that SFT and the rewards share."
+        for one in facts
+        if "models" in one
+    ]
+    return "## Cost\n\n" + "\n".join([*lines, "", *notes]) + "\n"
 
 
 def _source(key: str) -> str:
@@ -369,6 +421,8 @@ def _percent(value: Any) -> str:
 
 def _change(found: Difference, measure: Measure) -> str:
     mark = ""
-    if (found.low > 0 or found.high < 0) and measure.higher_is_better is not None:
+    if found.is_sure and measure.higher_is_better is not None:
         mark = " better" if (found.value > 0) == measure.higher_is_better else " **worse**"
+    if not np.isfinite(found.low):
+        return f"{100 * found.value:+.1f}"
     return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{mark}"

@@ -12,17 +12,24 @@ from pathlib import Path
 from pipelines.experiments.jobs import RECORD, Job
 from valor import artifacts, stages
 from valor.context import Context
+from valor.errors import UserError
 from valor.tracking.runs import code_identity
 
 _CODE = ("clinical", "data", "evaluation", "metrics", "models", "recipe", "rewards", "stages", "training")
-_OWN_CODE = ("curve", "execute", "probe", "results", "signal", "truth")
+_OWN_CODE = ("analysis", "curve", "execute", "probe", "results", "signal", "truth")
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers", "numpy", "scikit-learn")
 
 
-def execute(job: Job, root: Path) -> None:
+def execute(job: Job, root: Path, *, code: str) -> None:
     """Run a job and write its record; what it prints goes to `log` in its folder.
 
+    Args:
+        job: what to run.
+        root: where results are kept.
+        code: the digest of the code when the experiments began, of which this process may hold modules already.
+
     Raises:
+        UserError: the code is another by now.
         ValorError: the stage's verdict; the job can be run again.
     """
     # The fork server outlives SIGTERM; its forks must not.
@@ -33,9 +40,10 @@ def execute(job: Job, root: Path) -> None:
     folder = job.folder(root)
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["VALOR_RUN_DIR"] = str(folder)
-    # Now: by the end somebody may have changed the files.
-    made_by = {**code_identity(), "code": code_digest()}
-    begun, processor = time.monotonic(), time.process_time()
+    if code_digest() != code:
+        raise UserError(f"{job.name}: the code has changed since the experiments began; start them again")
+    made_by = {**code_identity(), "code": code}
+    begun, processor = time.monotonic(), _processor_seconds()
     outputs = {name: folder / name for name in job.outputs}
     inputs = {name: output.path(root) for name, output in job.inputs.items()}
     metrics = OWN.get(job.stage, _stage)(job, root, inputs, outputs)
@@ -47,12 +55,18 @@ def execute(job: Job, root: Path) -> None:
             "settings": dict(job.settings),
             # Of the last try alone: `resumed_from_step` among the metrics tells whether there was an earlier one.
             "seconds": time.monotonic() - begun,
-            "processor_seconds": time.process_time() - processor,
+            "processor_seconds": _processor_seconds() - processor,
             "metrics": {key: float(value) for key, value in metrics.items()},
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             **made_by,
         },
     )
+
+
+def _processor_seconds() -> float:
+    """Return what this process has spent, and its children that have ended."""
+    spent = os.times()
+    return spent.user + spent.system + spent.children_user + spent.children_system
 
 
 @functools.cache

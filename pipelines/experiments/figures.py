@@ -1,5 +1,6 @@
 """The document's figures as SVG files that read on a light and on a dark page: forests, and SFT's operating curve."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -8,8 +9,8 @@ from typing import Any
 from pipelines.experiments.analysis import Difference
 
 _INK, _FAINT, _GOOD, _BAD, _OPEN = "#6e7781", "#afb8c1", "#2da44e", "#cf222e", "#8c959f"
-_COLOURS = ("#6e7781", "#0969da", "#bf8700", "#8250df")
-_MARKS = ("o", "s", "^", "D")
+_LOOKS = (("#6e7781", "o"), ("#0969da", "s"), ("#bf8700", "^"), ("#8250df", "D"))
+"""Colour and mark of each model in the operating curve."""
 _STYLE: Any = {
     "font.size": 9,
     "text.color": _INK,
@@ -42,13 +43,14 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
     """
     with axes_of(path, title, height=1.0 + 0.42 * len(rows)) as axes:
         for y, (_, found, more_is_better) in enumerate(rows):
-            sure = found.low > 0 or found.high < 0
-            colour = (_GOOD if (found.value > 0) == more_is_better else _BAD) if sure else _OPEN
-            axes.plot([100 * found.low, 100 * found.high], [y, y], color=colour, linewidth=2.5)
+            colour = (_GOOD if (found.value > 0) == more_is_better else _BAD) if found.is_sure else _OPEN
+            words = f"{100 * found.value:+.1f}"
+            if math.isfinite(found.low):
+                axes.plot([100 * found.low, 100 * found.high], [y, y], color=colour, linewidth=2.5)
+                words += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             axes.plot(100 * found.value, y, "o", color=colour)
             seeds = [100 * value for value in found.seeds.values()]
             axes.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
-            words = f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
             axes.text(1.02, y, words, transform=axes.get_yaxis_transform(), verticalalignment="center")
         axes.axvline(0, color=_INK, linewidth=1)
         axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
@@ -64,20 +66,18 @@ def operating_curve(
 ) -> None:
     """Write hallucination over omission, both in [0, 1]: a line per curve, a mark per point; left and low is good.
 
-    A curve and a point of one name have one colour.
+    A curve and a point of one name have one colour. There are looks for four names.
     """
-    names = list(dict.fromkeys([*points, *curves]))
-    colours = dict(zip(names, _COLOURS, strict=True))
+    looks = dict(zip(dict.fromkeys([*points, *curves]), _LOOKS, strict=False))
     with axes_of(path, "Left and low is better", height=4.2) as axes:
         for name, line in curves.items():
             axes.plot(
                 [100 * missed for missed, _ in line], [100 * invented for _, invented in line], ".-",
-                color=colours[name], label=f"{name}, tokens biased",
+                color=looks[name][0], label=f"{name}, tokens biased",
             )  # fmt: skip
-        for (name, (missed, invented)), mark in zip(points.items(), _MARKS, strict=True):
-            axes.plot(
-                100 * missed, 100 * invented, mark, color=colours[name], markersize=8, linestyle="none", label=name
-            )
+        for name, (missed, invented) in points.items():
+            colour, mark = looks[name]
+            axes.plot(100 * missed, 100 * invented, mark, color=colour, markersize=8, linestyle="none", label=name)
         axes.set(xlabel="findings missed, %", ylabel="stated findings that are not there, %")
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5))
 

@@ -5,6 +5,7 @@ is; thresholds come from the other half's reports. Where it does not beat SFT cl
 left to see. (Alain and Bengio 2016, arXiv 1610.01644.)
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,44 +15,62 @@ import numpy as np
 from valor import artifacts
 
 _STRENGTHS = (0.003, 0.01, 0.03, 0.1)
+_SHOWN = ("f1_macro", "f1_micro", "hallucination", "omission")
 
 
-def probe(*, base: Path, dataset: Path, evidence: Path, output: Path, seed: int = 0) -> Mapping[str, float]:
-    """Measure the probe on the test studies against truth and write `probe.json` into `output`."""
-    from pipelines.experiments.arms import REWARDED, SUPERVISED
+def probe(
+    *,
+    base: Path,
+    dataset: Path,
+    evidence: Path,
+    output: Path,
+    taught: tuple[float, float],
+    tuned: tuple[float, float],
+) -> Mapping[str, float]:
+    """Measure the probe on the test studies against truth and write `probe.json` into `output`.
+
+    Its findings are counted as those of a report that asserts them (`scores.clinical_counts`).
+
+    Args:
+        base: the checkpoint whose tower is read.
+        dataset, evidence: where the studies, their reports and their truth are.
+        output: the directory to make.
+        taught, tuned: shares of the training subjects whose reports teach it, and choose strengths and thresholds.
+    """
+    from pipelines.experiments.analysis import Table, measured, value
     from valor.data.manifest import in_share, read_studies
-    from valor.evaluation import inputs
+    from valor.evaluation import inputs, scores
 
     train = read_studies(dataset, split="train")
     test = read_studies(dataset, split="test")
     twins = {pair.twin for pair in inputs.read_pairs(evidence, [s.study_id for s in test])}
     parts = {
-        "train": in_share(train, SUPERVISED),
-        "tune": in_share(train, REWARDED),
+        "train": in_share(train, taught),
+        "tune": in_share(train, tuned),
         "test": [study for study in test if study.study_id not in twins],
     }
     truth = inputs.read_truth(evidence, [study.study_id for study in parts["test"]])
     assert truth is not None
     features = _features(base, parts)
-    counts, areas = {}, {}
+    stated: list[set[str]] = [set() for _ in parts["test"]]
+    areas = {}
     for finding in _drawn(truth):
-        present = np.array([finding in truth.studies[study.study_id] for study in parts["test"]])
-        scores, threshold = _fit(features, parts, finding)
-        stated = scores >= threshold
-        counts[finding] = [
-            int((stated & present).sum()),
-            int((stated & ~present).sum()),
-            int((~stated & present).sum()),
-        ]
-        areas[finding] = _area(present, scores)
-    f1 = {finding: 2 * tp / max(1, 2 * tp + fp + fn) for finding, (tp, fp, fn) in counts.items()}
-    tp, fp, fn = (sum(row[i] for row in counts.values()) for i in range(3))
-    summary = {
-        "f1_macro": float(np.mean(list(f1.values()))), "f1_micro": 2 * tp / (2 * tp + fp + fn),
-        "hallucination": fp / (tp + fp), "omission": fn / (tp + fn), "auc_macro": float(np.mean(list(areas.values()))),
-    }  # fmt: skip
+        values, threshold = _fit(features, parts, finding)
+        for own, one in zip(stated, values, strict=True):
+            own.update({finding} if one >= threshold else ())
+        areas[finding] = _area(np.array([finding in truth.studies[s.study_id] for s in parts["test"]]), values)
+    index = {name: i for i, name in enumerate(scores.COLUMNS)}
+    table = np.zeros((len(stated), len(index)))
+    for row, (study, own) in enumerate(zip(parts["test"], stated, strict=True)):
+        says = scores.Statement(labels=dict.fromkeys(own, "positive"), sides={}, mentions=[])
+        for key, count in scores.clinical_counts(says, scores.expected_of_truth(truth, study.study_id)).items():
+            table[row, index[f"truth/{key}"]] = count
+    found = Table(np.arange(len(stated)), scores.COLUMNS, table)
+    measures = measured({0: found})
+    summary = {name: value(measures[f"truth_{name}"], found) for name in _SHOWN}
+    summary["auc_macro"] = float(np.mean(list(areas.values())))
     output.mkdir(parents=True, exist_ok=True)
-    artifacts.write_json(output / "probe.json", {**summary, "f1": f1, "auc": areas, "counts": counts})
+    artifacts.write_json(output / "probe.json", {**summary, "auc": areas})
     return summary
 
 
@@ -84,12 +103,7 @@ def _fit(
     """Return the test studies' scores, and the threshold and strength that are best for F1 on the tuning reports."""
     from sklearn.linear_model import LogisticRegression
 
-    from valor.clinical.labeler import label
-
-    said = {
-        name: np.array([label(study.text).get(finding) in ("positive", "uncertain") for study in parts[name]])
-        for name in ("train", "tune")
-    }
+    said = {name: np.array([finding in _named(study.text) for study in parts[name]]) for name in ("train", "tune")}
     best = (-1.0, np.zeros(0), 0.0)
     for strength in _STRENGTHS:
         model = LogisticRegression(C=strength, max_iter=1000).fit(features["train"], said["train"])
@@ -100,6 +114,16 @@ def _fit(
             if f1 > best[0]:
                 best = (float(f1), test, float(threshold))
     return best[1], best[2]
+
+
+@functools.cache
+def _named(report: str) -> frozenset[str]:
+    """Return what a report states by any name: "pneumonia" says that there is a consolidation."""
+    from valor.clinical.hierarchy import NAMES
+    from valor.clinical.labeler import label
+
+    stated = [finding for finding, is_so in label(report).items() if is_so in ("positive", "uncertain")]
+    return frozenset(name for finding in stated for name in NAMES.get(finding, ()))
 
 
 def _area(present: np.ndarray, scores: np.ndarray) -> float:

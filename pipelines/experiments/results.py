@@ -11,16 +11,16 @@ from pipelines.experiments.analysis import Table
 _KEPT = ("truth/", "report/", "pairs/", "similarity/", "studies", "tokens", "truncated", "empty")
 
 
-def save(path: Path, subjects: Sequence[str], table: np.ndarray) -> None:
-    """Write a study table to an .npz file: what people may recompute the document from, without a name or a text."""
-    from valor.evaluation.scores import COLUMNS
-
-    kept = [i for i, name in enumerate(COLUMNS) if name.startswith(_KEPT)]
-    _, numbers = np.unique(np.asarray(subjects), return_inverse=True)
+def save(path: Path, table: Table) -> None:
+    """Write a table to an .npz file: what people may recompute the document from, without a name or a text."""
+    kept = [i for i, name in enumerate(table.columns) if name.startswith(_KEPT)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    names = np.array([COLUMNS[i] for i in kept])
     np.savez_compressed(
-        path, subjects=numbers.astype(np.int32), columns=names, values=table[:, kept].astype(np.float32)
+        path,
+        subjects=table.subjects.astype(np.int32),
+        columns=np.array([table.columns[i] for i in kept]),
+        values=table.values[:, kept].astype(np.float32),
+        studies=np.array(table.studies),
     )
 
 
@@ -28,11 +28,11 @@ def load(path: Path) -> Table:
     """Return a saved table."""
     with np.load(path, allow_pickle=False) as file:
         columns = tuple(str(name) for name in file["columns"])
-        return Table(file["subjects"], columns, file["values"].astype(np.float64))
+        return Table(file["subjects"], columns, file["values"].astype(np.float64), str(file["studies"]))
 
 
-def study_table(*, evidence: Path, predictions: Path) -> tuple[list[str], np.ndarray]:
-    """Return the subjects (N) and the (N, columns) float64 table of `scores.COLUMNS`; twins have no row."""
+def study_table(*, evidence: Path, predictions: Path) -> Table:
+    """Return the table of a predictions artifact, columns those of `scores.COLUMNS`; twins have no row."""
     import pyarrow.parquet as pq
 
     from valor.evaluation import predict
@@ -40,7 +40,7 @@ def study_table(*, evidence: Path, predictions: Path) -> tuple[list[str], np.nda
     return _table(pq.read_table(predictions / predict.TABLE).to_pylist(), evidence=evidence)
 
 
-def table_of(studies: Sequence[Any], hypotheses: Mapping[str, str], *, evidence: Path) -> tuple[list[str], np.ndarray]:
+def table_of(studies: Sequence[Any], hypotheses: Mapping[str, str], *, evidence: Path) -> Table:
     """Return the same for reports that are in no predictions artifact."""
     rows = [
         {
@@ -58,7 +58,8 @@ def table_of(studies: Sequence[Any], hypotheses: Mapping[str, str], *, evidence:
     return _table(rows, evidence=evidence)
 
 
-def _table(rows: list[dict[str, Any]], *, evidence: Path) -> tuple[list[str], np.ndarray]:
+def _table(rows: list[dict[str, Any]], *, evidence: Path) -> Table:
+    from valor import artifacts
     from valor.evaluation import inputs, scores
 
     rows = sorted(rows, key=lambda row: row["study_id"])
@@ -71,4 +72,5 @@ def _table(rows: list[dict[str, Any]], *, evidence: Path) -> tuple[list[str], np
     references = {row["study_id"]: scores.read_report(row["reference"]) for row in one.rows}
     flips = {pair.study: scores.flipped(pair, statements, truth) for pair in pairs}
     table = scores.table(one, statements, scores.expectations(references, truth), {}, flips)
-    return [row["subject_id"] for row in one.rows], table
+    _, numbers = np.unique([row["subject_id"] for row in one.rows], return_inverse=True)
+    return Table(numbers, scores.COLUMNS, table, artifacts.digest_value(one.study_ids)[:12])

@@ -5,7 +5,6 @@ need it; all others are run, then the run ends with the first one's error. Run a
 """
 
 import contextlib
-import json
 import multiprocessing
 import os
 import signal
@@ -15,10 +14,13 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
-from pipelines.experiments.execute import execute
+from pipelines.experiments.execute import code_digest, execute
 from pipelines.experiments.jobs import Job, with_ancestors
+from valor import artifacts
 from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, ValorError
 
+VERDICT = "verdict.json"
+"""Why a job ended without a result; gone once it is tried again."""
 _GRACE_S = 30.0
 
 
@@ -49,6 +51,7 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     total, begun = len(waiting), time.monotonic()
     failed: dict[str, tuple[Job, int]] = {}
     _set_environment(root)
+    code = code_digest()
     with _all_end(running):
         while waiting or running:
             for job in [job for job in waiting if any(i.job.key in failed for i in job.inputs.values())]:
@@ -57,7 +60,7 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
                 say(f"{job.name}: not run, it needs what failed")
             for job in _ready(waiting, [job for job, _ in running.values()], root=root, cores=cores):
                 waiting.remove(job)
-                process = context.Process(target=_run_one, args=(job, root))
+                process = context.Process(target=_run_one, args=(job, root, code))
                 process.start()
                 running[process] = (job, time.monotonic())
             if not running:
@@ -68,32 +71,39 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
                 process.join()
                 if process.exitcode:
                     failed[job.key] = (job, process.exitcode)
-                    say(f"{job.name}: FAILED, {_why(job, root, status=process.exitcode)}")
+                    if not (job.folder(root) / VERDICT).is_file():
+                        _write_verdict(job, root, f"ended with status {process.exitcode}, so it was killed or broke")
+                    say(f"{job.name}: FAILED, {_verdict(job, root)}")
                     continue
                 done, spent = total - len(waiting) - len(running), time.monotonic() - begun
                 say(f"[{done}/{total}, {spent / 60:.0f} min] {job.name}: {time.monotonic() - start:.0f} s")
     if failed:
         first, status = next(iter(failed.values()))
-        why = _why(first, root, status=status)
-        raise BY_EXIT_CODE.get(status, ResourceError)(f"{first.name}: {why}; logs in {first.folder(root) / 'logs'}")
+        # A job that somebody else told to end is a failure of that job; these experiments go on.
+        kind = ResourceError if status == Interrupted.exit_code else BY_EXIT_CODE.get(status, ResourceError)
+        raise kind(f"{first.name}: {_verdict(first, root)}; its folder is {first.folder(root)}")
 
 
 def verdict_on(job: Job, root: Path) -> str | None:
-    """Return why a job has no result: its last verdict, or that of what it needs; None if it has one or never ran."""
+    """Return why a job has no result: its verdict, or that of what it needs; None if it has one or never failed."""
     if job.is_done(root):
         return None
     for needed in with_ancestors([job]):
-        if not needed.is_done(root) and (verdict := _last_verdict(needed, root)):
+        if not needed.is_done(root) and (verdict := _verdict(needed, root)):
             return f"{needed.name}: {verdict}"
     return None
 
 
-def _run_one(job: Job, root: Path) -> None:
+def _run_one(job: Job, root: Path, code: str) -> None:
     # Stages run processes of their own; the kind of start is inherited otherwise.
     multiprocessing.set_start_method(None, force=True)
+    (job.folder(root) / VERDICT).unlink(missing_ok=True)
     try:
-        execute(job, root)
+        execute(job, root, code=code)
+    except Interrupted as error:
+        raise SystemExit(error.exit_code) from None
     except ValorError as error:
+        _write_verdict(job, root, str(error))
         raise SystemExit(error.exit_code) from None
 
 
@@ -109,17 +119,14 @@ def _ready(waiting: Sequence[Job], busy: Sequence[Job], *, root: Path, cores: in
             return
 
 
-def _why(job: Job, root: Path, *, status: int) -> str:
-    """Return the verdict that a failed job left in its events, or how it ended."""
-    verdict = _last_verdict(job, root)
-    return verdict if verdict and status > 0 else f"ended with status {status}"
+def _write_verdict(job: Job, root: Path, verdict: str) -> None:
+    job.folder(root).mkdir(parents=True, exist_ok=True)
+    artifacts.write_json(job.folder(root) / VERDICT, {"job": job.name, "verdict": verdict})
 
 
-def _last_verdict(job: Job, root: Path) -> str | None:
-    events = job.folder(root) / "events.jsonl"
-    lines = events.read_text(encoding="utf-8").splitlines() if events.is_file() else []
-    verdicts = [event["error"] for event in map(json.loads, lines) if event["event"] == "fail"]
-    return verdicts[-1] if verdicts else None
+def _verdict(job: Job, root: Path) -> str | None:
+    path = job.folder(root) / VERDICT
+    return artifacts.read_json(path)["verdict"] if path.is_file() else None
 
 
 def _set_environment(root: Path) -> None:

@@ -101,6 +101,23 @@ def test_pneumonia_names_the_consolidation_that_is_there_and_is_one_error_where_
     assert silent["truth_omission"] == 1
 
 
+@pytest.mark.parametrize("invented", ["Probable pneumonia.", "Consolidation.", "Left opacity.", "Edema."])
+def test_an_invention_raises_no_score(invented):
+    studies = {"s0": present("Consolidation"), "s1": {}, "s2": present("Edema")}
+    truth = Truth(findings=OBSERVATIONS, studies=studies, implied={
+        "s0": frozenset({"Pneumonia", "Lung Opacity"}), "s1": frozenset(), "s2": frozenset({"Lung Opacity"}),
+    })  # fmt: skip
+    texts = ["Left consolidation.", "Clear lungs.", "Pulmonary edema."]
+    before = evaluate(predictions(hyps=texts), truth)
+    after = evaluate(predictions(hyps=[f"{text} {invented}" for text in texts]), truth)
+    assert after["truth_f1_micro"] < before["truth_f1_micro"] == 1
+    for name in ("truth_f1_macro", "truth_precision_macro"):
+        # An opacity that is not there may be any kind of opacity, so no finding's own row holds it.
+        assert after[name] < before[name] == 1 or (invented == "Left opacity." and after[name] == 1)
+    if invented == "Probable pneumonia.":
+        assert after["truth_precision_consolidation"] == pytest.approx(1 / 3)
+
+
 def test_all_names_of_a_consolidation_that_is_not_there_are_one_error():
     truth = Truth(findings=OBSERVATIONS, studies={"s0": {}, "s1": present("Edema")}, implied={
         "s0": frozenset(), "s1": frozenset({"Lung Opacity"}),

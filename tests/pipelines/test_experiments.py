@@ -16,17 +16,18 @@ import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
+from scipy import stats
 
-from pipelines.experiments import analysis, collect, command, document, results, run
+from pipelines.experiments import analysis, collect, command, document, ledger, results, run
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
-from pipelines.experiments.curve import BIASES, TABLES, leanings
-from pipelines.experiments.execute import code_digest
+from pipelines.experiments.curve import BIASES, leanings
+from pipelines.experiments.execute import code_digest, execute
 from pipelines.experiments.jobs import Job, with_ancestors
 from pipelines.experiments.signal import summary
 from pipelines.experiments.truth import truth_reward
 from valor import artifacts
-from valor.errors import UserError
+from valor.errors import ResourceError, UserError
 from valor.evaluation.scores import COLUMNS
 from valor.recipe import parse_section
 from valor.stages import STAGES
@@ -98,7 +99,7 @@ def table(skill: float, *, seed: int, studies: int = 120) -> Table:
     values[:, index["similarity/sum"]], values[:, index["similarity/count"]] = 0.3, 1
     values[:, index["truth/abnormal"]], values[:, index["truth/abnormal_found"]] = 1, stated.any(axis=1)
     values[:, index["truth/side"]], values[:, index["truth/side_right"]] = 1, stated[:, 0]
-    return Table(np.arange(studies) // 2, COLUMNS, values)
+    return Table(np.arange(studies) // 2, COLUMNS, values, f"studies of {seed}")
 
 
 def test_a_difference_is_paired_and_its_interval_holds_the_seeds_mean():
@@ -106,6 +107,7 @@ def test_a_difference_is_paired_and_its_interval_holds_the_seeds_mean():
     measure = analysis.measured(worse)["truth_f1_micro"]
     found = analysis.compare(measure, better, worse)
     assert found.low > 0
+    assert found.is_sure
     assert found.low < found.value < found.high
     assert found.value == pytest.approx(np.mean(list(found.seeds.values())))
     same = analysis.compare(measure, worse, worse)
@@ -115,13 +117,30 @@ def test_a_difference_is_paired_and_its_interval_holds_the_seeds_mean():
     assert swapped.high < 0
 
 
-def test_a_seed_that_disagrees_widens_the_interval():
+def test_the_interval_is_students_of_the_seeds_and_the_other_one_holds_them():
     base = {s: table(0.6, seed=s) for s in (1, 5, 9)}
     steady = {s: table(0.75, seed=s) for s in base}
     unsteady = {1: table(0.95, seed=1), 5: table(0.75, seed=5), 9: table(0.45, seed=9)}
     measure = analysis.measured(base)["truth_f1_micro"]
     narrow, wide = (analysis.compare(measure, arm, base) for arm in (steady, unsteady))
-    assert wide.high - wide.low > 1.5 * (narrow.high - narrow.low)
+    for found in (narrow, wide):
+        low, high = stats.t.interval(0.95, 2, found.value, stats.sem(list(found.seeds.values())))
+        assert (found.low, found.high) == pytest.approx((low, high))
+        assert found.within[0] < found.value < found.within[1]
+    assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
+    # What the seeds' own subjects allow is about as wide for both.
+    assert np.diff(wide.within) < 1.5 * np.diff(narrow.within)
+    assert not wide.is_sure
+    one = analysis.compare(measure, {1: steady[1]}, base)
+    assert (one.low, one.high, one.is_sure) == (-np.inf, np.inf, False)
+    assert np.isfinite(one.within).all()
+
+
+def test_tables_of_other_studies_are_not_compared():
+    base = table(0.6, seed=1)
+    measure = analysis.measured({1: base})["truth_f1_micro"]
+    with pytest.raises(UserError, match="hold different studies"):
+        analysis.compare(measure, {1: dataclasses.replace(table(0.9, seed=1), studies="others")}, {1: base})
 
 
 def test_only_seeds_of_both_arms_are_compared():
@@ -138,30 +157,44 @@ def collected(tmp_path, monkeypatch):
     for seed in (1, 5):
         for name, skill in skills.items():
             one = table(skill, seed=seed)
-            results.save(tmp_path / f"{name}-{seed}.npz", [f"{s:04d}" for s in one.subjects], one.values)
+            results.save(tmp_path / f"{name}-{seed}.npz", one)
         for name in collect.CURVES:
             for bias in (-1.0, 0.0, 1.0):
-                one = table(skills[name] + 0.1 * bias, seed=seed)
                 results.save(
-                    tmp_path / f"curve-{name}-{seed}_{bias:g}.npz", [f"{s:04d}" for s in one.subjects], one.values
+                    tmp_path / f"curve-{name}-{seed}_{bias:g}.npz", table(skills[name] + 0.1 * bias, seed=seed)
                 )
         cost = {"took": ["text", "vision"], "processor_seconds": 61, "resumed": seed == 5}
-        facts = {"seed": seed, "opened": "2026-01-02", "arms": dict.fromkeys(skills, cost)}
+        facts = {"seed": seed, "scored_by": "abc", "arms": dict.fromkeys(skills, cost)}
+        facts |= {"models": {"processor_seconds": 900, "expert_subjects": 70, "train_subjects": 80}}
         facts |= {"jobs": {f"sft-{seed}": {"name": "sft", "settings": {}, "commit": "c", "code": "abc"}}}
         bounds = {"signal_to_noise": [0.0004, 0.002], "cosine": None}
         row = {"signal_to_noise": 0.0012, "cosine": None, "bounds": bounds}
         facts |= {"signal": {"truth": row, "paper": row}}
         facts |= {"probe": {"f1_macro": 0.9}, "expert": {"masked": ["Fracture"]}}
         (tmp_path / f"facts-{seed}.json").write_text(json.dumps(facts))
+        opened = {"seed": seed, "date": "2026-01-02", "code": "abc", "commit": "c"}
+        with (tmp_path / "opened.jsonl").open("a") as file:
+            file.write(json.dumps(opened) + "\n")
     return tmp_path
 
 
-def test_the_page_shows_what_the_tables_say(collected):
+@pytest.fixture
+def two_seeds_are_all(monkeypatch):
+    """Let the arms ask for two seeds, which `collected` has."""
+    for name, arm in ARMS.items():
+        monkeypatch.setitem(ARMS, name, dataclasses.replace(arm, seeds=2))
+
+
+def test_the_page_shows_what_the_tables_say(collected, two_seeds_are_all):
     page = document.write(collected).read_text()
     ours, theirs = ({s: table(skill, seed=s) for s in (1, 5)} for skill in (0.8, 0.6))
     found = analysis.compare(analysis.measured(theirs)["truth_f1_micro"], ours, theirs)
-    assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}] better" in page
-    assert re.search(r"\| F1 rises: its interval is above zero \| \+\d+\.\d at least \| yes \|", page)
+    assert f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]" in page
+    assert re.search(r"\| F1 rises: its interval is above zero \| [+-]\d+\.\d at least \|", page)
+    assert re.search(r"\| before RL a probe's macro F1 is 8 points above SFT's \| [+]\d+\.\d \| yes \|", page)
+    assert "| SFT continued for the same time: at least 0.95 of it | 1.00 | yes |" in page
+    assert "F1 above the operating curve of SFT continued" in page
+    assert "seeds 1, 5 |" in page
     assert "| Stages 1 and 2 minus | seeds |" in page
     assert re.search(r"\| Another image \| 2 \| \+\d", page)
     assert "Arms that stopped" not in page
@@ -176,9 +209,10 @@ def test_the_page_shows_what_the_tables_say(collected):
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
     assert document.write(collected).read_text() == page
     assert "## Stages 1 and 2 against SFT continued" in page
-    assert "| 1 | 2026-01-02 | sft, continued, text, valor, other_image |" in page
+    assert "| 1 | 2026-01-02 (code abc) | sft, continued, text, valor, other_image |" in page
+    assert "Seed 1: base, expert and judge took 900 processor seconds" in page
     assert "| paper | 1.20 [0.40, 2.00], 1.20 [0.40, 2.00] | -, - |" in page
-    assert "| Stages 1 and 2 | text, vision | 61, ≥ 61 |" in page
+    assert "| Stages 1 and 2 | text + vision | 61, ≥ 61 |" in page
     assert re.search(r"\| SFT continued \| 1, 1 \| \d+\.\d \| Stages 1 and 2 \| [+-]\d", page)
 
 
@@ -187,8 +221,45 @@ def test_results_of_two_versions_of_the_code_are_not_compared(collected):
     facts = json.loads(path.read_text())
     facts["jobs"]["sft-5"]["code"] = "def"
     path.write_text(json.dumps(facts))
-    with pytest.raises(UserError, match=r"2 versions of the code, abc \(seed 1\), def \(seed 5\)"):
+    with pytest.raises(UserError, match=r"2 versions of the code, abc \(seed 5\), def \(seed 5\)"):
         document.write(collected)
+    facts["jobs"]["sft-5"]["code"], facts["scored_by"] = "abc", "ghi"
+    path.write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"2 versions of the code.* ghi \(seed 5\)"):
+        document.write(collected)
+
+
+@pytest.mark.parametrize(
+    "left_out", ["sft", "continued", "text", "valor", "other_image", "text valor", "sft continued"]
+)
+def test_a_page_can_be_written_before_all_arms_are_there(collected, left_out):
+    for seed in (1, 5):
+        facts = json.loads((collected / f"facts-{seed}.json").read_text())
+        for name in left_out.split():
+            (collected / f"{name}-{seed}.npz").unlink()
+            facts["arms"].pop(name)
+        (collected / f"facts-{seed}.json").write_text(json.dumps(facts))
+    page = document.write(collected).read_text()
+    assert "| met |" not in page
+    assert "## All arms" in page
+
+
+def test_there_is_no_verdict_before_all_seeds_are_there(collected):
+    assert "2 of 5 seeds have both: no verdict." in document.write(collected).read_text()
+    (collected / "valor-5.npz").unlink()
+    page = document.write(collected).read_text()
+    assert "1 of 5 seeds have both: no verdict." in page
+    assert "nan" not in page
+    assert "inf" not in page
+
+
+def test_the_ledger_has_a_line_for_each_time_that_other_code_begins(tmp_path, monkeypatch):
+    ledger.append(tmp_path, [7, 8])
+    ledger.append(tmp_path, [8, 9])
+    assert [row["seed"] for row in ledger.read(tmp_path)] == [7, 8, 9]
+    monkeypatch.setattr(ledger, "code_digest", lambda: "another")
+    ledger.append(tmp_path, [7])
+    assert [(row["seed"], row["code"]) for row in ledger.read(tmp_path)][3:] == [(7, "another")]
 
 
 def test_a_table_that_nothing_is_known_of_is_refused(collected):
@@ -209,7 +280,7 @@ def finish(root, jobs, **changes):
 def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkeypatch):
     one = table(0.7, seed=1)
     read = {"overall": {}, "findings": {}, "masked": [], "masked_sides": []}
-    monkeypatch.setattr(results, "study_table", lambda **_: ([f"{s:04d}" for s in one.subjects], one.values))
+    monkeypatch.setattr(results, "study_table", lambda **_: one)
     monkeypatch.setattr(
         collect.artifacts, "read_json", lambda path: read if "gate" in path.name else json.loads(path.read_text())
     )
@@ -217,19 +288,24 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
     folder.mkdir()
     for name in ("paper-7.npz", "curve-sft-7_1.npz", "paper-8.npz"):
         (folder / name).write_bytes(b"of before")
-    collect.collect(root, folder, seeds=[7])
+    collect.collect(root, folder, asked={7: ["paper"]})
     assert (folder / "paper-7.npz").exists(), "nothing was run here"
     finish(root, [ARMS[name].reports(seed) for name in ("sft", "valor", "pseudo_labels", "best_of_8")])
-    collect.collect(root, folder, seeds=[7])
+    run._write_verdict(seed.text().job, root, "collapsed")
+    run._write_verdict(ARMS["paper"].reports(seed), root, "no room")
+    collect.collect(root, folder, asked={7: ["sft", "valor", "paper"]})
     facts = json.loads((folder / "facts-7.json").read_text())
     assert sorted(path.name for path in folder.glob("*.npz")) == [
         "best_of_8-7.npz", "paper-8.npz", "pseudo_labels-7.npz", "sft-7.npz", "valor-7.npz",
     ]  # fmt: skip
-    assert facts["opened"] == "2026-01-02"
+    assert facts["stopped"] == {"paper": "reports of vision, paper's similarity, seed 7: no room"}
+    assert facts["scored_by"] == code_digest()
+    assert facts["models"]["processor_seconds"] == 3600
+    assert facts["arms"]["best_of_8"]["took"] == ["reports of sft, best of 8"]
     assert facts["arms"]["sft"] == {"took": [], "processor_seconds": 0, "resumed": False}
     assert facts["arms"]["valor"]["took"] == ["text", "vision"]
     assert facts["arms"]["valor"]["processor_seconds"] == 7200
-    assert facts["arms"]["pseudo_labels"]["took"] == ["reports of sft", "sft on pseudo-labels"]
+    assert facts["arms"]["pseudo_labels"]["took"] == ["reports of sft, best of 8", "sft on pseudo-labels"]
     assert {record["code"] for record in facts["jobs"].values()} == {"abc"}
 
 
@@ -238,15 +314,7 @@ def test_test_seeds_and_others_do_not_share_a_page(collected):
         command.run_all(["sft"], seeds=command.TEST_SEEDS[:1], cores=1, folder=collected)
 
 
-def test_students_interval_is_of_the_seeds_alone():
-    found = analysis.Difference(0.02, 0.01, 0.03, {1: 0.01, 2: 0.02, 3: 0.03})
-    low, high = found.student()
-    assert (low + high) / 2 == pytest.approx(0.02)
-    assert high - low == pytest.approx(2 * 4.302653 * 0.01 / 3**0.5, rel=1e-4)
-    assert analysis.Difference(0.02, 0.01, 0.03, {1: 0.02}).student() == (-np.inf, np.inf)
-
-
-def test_the_page_shows_a_loss_as_a_loss_and_an_arm_that_stopped(collected):
+def test_the_page_shows_a_loss_as_a_loss_and_an_arm_that_stopped(collected, two_seeds_are_all):
     for seed in (1, 5):
         (collected / f"continued-{seed}.npz").rename(collected / "kept.npz")
         (collected / f"valor-{seed}.npz").rename(collected / f"continued-{seed}.npz")
@@ -332,7 +400,7 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     models = {"base": str(missing), "expert": str(missing)}
     broken = Job("models", "fetch_models", models, ("base", "expert", "judge"), values={"models_digest": ""})
     lines: list[str] = []
-    with pytest.raises(UserError, match=r"models: .*nowhere.*logs"):
+    with pytest.raises(UserError, match=r"models: .*nowhere.*folder"):
         run.run([data, broken], root=tmp_path, cores=1, say=lines.append)
     assert data.is_done(tmp_path)
     assert not broken.is_done(tmp_path)
@@ -353,6 +421,12 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert lines[0].startswith("3 jobs, 1 of them done")
     assert lines[-1] == "probe: not run, it needs what failed"
     assert "nowhere" in run.verdict_on(needs, tmp_path)
+    unknown = Job("unknown", "no such stage", {}, ("x",))
+    with pytest.raises(ResourceError, match="unknown: ended with status 1, so it was killed or broke"):
+        run.run([unknown], root=tmp_path, cores=1, say=lines.append)
+    assert run.verdict_on(unknown, tmp_path).startswith("unknown: ended with status 1")
+    with pytest.raises(UserError, match="the code has changed since the experiments began"):
+        execute(needs, tmp_path, code="another")
 
 
 def tiny_seed() -> Seed:
@@ -402,9 +476,8 @@ def test_jobs_that_experiments_alone_have_run_on_real_models(tmp_path, monkeypat
         assert low <= high
         assert abs(row["signal_to_noise"]) < 1
     assert 0 <= probe.record(tmp_path)["metrics"]["f1_macro"] <= 1
-    with np.load(curve.output("curve").path(tmp_path) / TABLES) as tables:
-        assert len(tables["subjects"]) == 6
-        assert len(tables.files) == 1 + len(BIASES)
+    tables = [results.load(path) for path in curve.output("curve").path(tmp_path).glob("*.npz")]
+    assert [len(table.subjects) for table in tables] == [6] * len(BIASES)
 
 
 @pytest.mark.slow

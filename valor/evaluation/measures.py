@@ -3,15 +3,18 @@
 Clinical metrics count findings that a report states. "Uncertain" counts as stated, in references and in hypotheses
 alike, as CheXbert-based scores of report generation do: a hedge is neither free of charge nor worthless. A metric
 exists twice where there is truth: `report_*` against the radiologist's report, `truth_*` against what is in the image.
-Macro means run over the findings that the reference holds at least once, so every checkpoint meets the same list.
+Macro means run over the findings that the reference holds at least once, so every checkpoint meets the same list; where
+truth has no such finding, a wrong name ("pneumonia") counts against the finding that it is a narrower name of. A wrong
+"opacity", which may be any kind of it, counts in the micro metrics alone.
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
+from valor.clinical.hierarchy import ancestors
 from valor.clinical.vocabulary import OBSERVATIONS
 from valor.metrics.bleu import MAX_N, bleu_scores
 
@@ -63,9 +66,25 @@ def measures(*, truth: bool, findings: Mapping[Source, Sequence[str]]) -> list[M
         findings: per source, the findings that its reference holds at least once.
     """
     sources: list[Source] = ["truth", "report"] if truth else ["report"]
-    clinical = [m for source in sources for m in _clinical(source, findings[source])]
-    per_finding = [m for source in sources for finding in OBSERVATIONS for m in _per_finding(source, finding)]
+    wrong = {source: _wrong_names(source, findings[source]) for source in sources}
+    clinical = [m for source in sources for m in _clinical(source, findings[source], wrong[source])]
+    per_finding = [
+        m for source in sources for finding in OBSERVATIONS for m in _per_finding(source, finding, wrong[source])
+    ]
     return [*clinical, *_image(), *_language(), *_form(), *per_finding]
+
+
+def _wrong_names(source: Source, held: Collection[str]) -> Mapping[str, Sequence[str]]:
+    """Return per finding the names whose false positives count against it.
+
+    Truth credits a narrower name with the finding that is there (`scores.Expected`); so must it be charged.
+    """
+    names = {finding: [finding] for finding in OBSERVATIONS}
+    for finding in OBSERVATIONS if source == "truth" else ():
+        broader = ancestors(finding) & set(held)
+        if broader and finding not in held:
+            names[max(sorted(broader), key=lambda one: len(ancestors(one)))].append(finding)
+    return names
 
 
 def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -73,7 +92,7 @@ def share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     return np.divide(part, whole, out=np.full(np.shape(whole), np.nan), where=np.asarray(whole) > 0)
 
 
-def _clinical(source: Source, findings: Sequence[str]) -> list[Measure]:
+def _clinical(source: Source, findings: Sequence[str], wrong: Mapping[str, Sequence[str]]) -> list[Measure]:
     group = f"Findings against {SOURCE_NAMES[source]}"
 
     def total(kind: str) -> Compute:
@@ -84,7 +103,7 @@ def _clinical(source: Source, findings: Sequence[str]) -> list[Measure]:
 
     def macro(kind: str) -> Compute:
         parts = {"precision": _precision, "recall": _recall, "f1": _f1}[kind]
-        return lambda sums: _mean_defined([_supported(parts(source, f), source, f)(sums) for f in findings])
+        return lambda sums: _mean_defined([_supported(parts(source, f, wrong[f]), source, f)(sums) for f in findings])
 
     def measure(name: str, label: str, compute: Compute, *, higher: bool = True) -> Measure:
         return Measure(f"{source}_{name}", label, group, compute, higher_is_better=higher, form="percent")
@@ -104,14 +123,13 @@ def _clinical(source: Source, findings: Sequence[str]) -> list[Measure]:
     ]
 
 
-def _per_finding(source: Source, finding: str) -> list[Measure]:
+def _per_finding(source: Source, finding: str, wrong: Mapping[str, Sequence[str]]) -> list[Measure]:
     group = f"{finding}, against {SOURCE_NAMES[source]}"
     kinds = {"f1": ("F1", _f1), "precision": ("Precision", _precision), "recall": ("Recall", _recall)}
+    found = {kind: (label, compute(source, finding, wrong[finding])) for kind, (label, compute) in kinds.items()}
     return [
-        Measure(
-            f"{source}_{kind}_{slug(finding)}", label, group, compute(source, finding), form="percent", finding=finding
-        )
-        for kind, (label, compute) in kinds.items()
+        Measure(f"{source}_{kind}_{slug(finding)}", label, group, compute, form="percent", finding=finding)
+        for kind, (label, compute) in found.items()
     ]
 
 
@@ -175,21 +193,25 @@ def _share(source: Source, part: str, whole: str) -> Compute:
     return lambda sums: share(sums[f"{source}/{part}"], sums[f"{source}/{whole}"])
 
 
-def _f1(source: Source, finding: str) -> Compute:
+def _false(source: Source, names: Sequence[str]) -> Compute:
+    return lambda sums: sum((sums[f"{source}/fp/{name}"] for name in names), np.zeros(()))
+
+
+def _f1(source: Source, finding: str, wrong: Sequence[str]) -> Compute:
     def compute(sums: Mapping[str, np.ndarray]) -> np.ndarray:
-        tp, fp, fn = (sums[f"{source}/{kind}/{finding}"] for kind in ("tp", "fp", "fn"))
-        return share(2 * tp, 2 * tp + fp + fn)
+        tp, fn = (sums[f"{source}/{kind}/{finding}"] for kind in ("tp", "fn"))
+        return share(2 * tp, 2 * tp + _false(source, wrong)(sums) + fn)
 
     return compute
 
 
-def _precision(source: Source, finding: str) -> Compute:
+def _precision(source: Source, finding: str, wrong: Sequence[str]) -> Compute:
     return lambda sums: share(
-        sums[f"{source}/tp/{finding}"], sums[f"{source}/tp/{finding}"] + sums[f"{source}/fp/{finding}"]
+        sums[f"{source}/tp/{finding}"], sums[f"{source}/tp/{finding}"] + _false(source, wrong)(sums)
     )
 
 
-def _recall(source: Source, finding: str) -> Compute:
+def _recall(source: Source, finding: str, _: Sequence[str]) -> Compute:
     return lambda sums: share(
         sums[f"{source}/tp/{finding}"], sums[f"{source}/tp/{finding}"] + sums[f"{source}/fn/{finding}"]
     )

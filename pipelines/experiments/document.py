@@ -47,8 +47,8 @@ def write(folder: Path) -> Path:
     parts = [
         "# Experiments: results\n",
         "Written by `valor experiments --document` from the files beside it. Every seed has its own subjects, models "
-        "and test studies. An interval is of 95% and for one number read alone, by Student's t of the seeds' "
-        "differences: of twenty such, one that holds no effect would leave zero out by chance.\n",
+        "and test studies. Intervals are of 95%, by Student's t of the seeds' differences, each for one number read "
+        "alone: of twenty where nothing differs one leaves zero out by chance.\n",
         _seeds(facts, folder),
         _headline(tables, measures, folder, facts),
         _stopped(facts),
@@ -114,9 +114,9 @@ def _headline(
         low, high = change.within
         rows.append(
             f"| {measures[key].label}{_source(key)} | {_percent(np.mean(theirs))} | {_percent(np.mean(ours))} | "
-            f"{_change(change, measures[key])} | [{100 * low:+.1f}, {100 * high:+.1f}] | "
-            f"{100 * analysis.relative(ours, theirs):+.0f}% | "
-            f"{' '.join(f'{100 * v:+.1f}' for v in change.seeds.values())} |"
+            f"{_change(change, measures[key])} | [{100 * low:+z.1f}, {100 * high:+z.1f}] | "
+            f"{100 * analysis.relative(ours, theirs):+z.0f}% | "
+            f"{' '.join(f'{100 * v:+z.1f}' for v in change.seeds.values())} |"
         )
     title = f"{ARMS[FINAL].title}, minus {against}"
     chosen = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
@@ -154,23 +154,23 @@ def _verdicts(
         analysis.relative(*_both(tables, measures[key])) for key in ("truth_f1_micro", "truth_hallucination")
     )
     rows = [
-        ("F1 rises: its interval is above zero", f1.low > 0, f"{100 * f1.low:+.1f} at least"),
-        ("F1, aim: 3 points", f1.value >= 0.03, f"{100 * f1.value:+.1f}"),
-        ("F1, stretch: 15% relative", f1_part >= 0.15, f"{100 * f1_part:+.0f}%"),
-        ("hallucination falls: its interval is below zero", invented.high < 0, f"{100 * invented.high:+.1f} at most"),
-        ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+.0f}%"),
-        ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+.0f}%"),
-        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+.1f}"),
-        ("more counterfactual pairs are told apart", flips.value > 0, f"{100 * flips.value:+.1f}"),
+        ("F1 rises: its interval is above zero", f1.low > 0, f"{100 * f1.low:+z.1f} at least"),
+        ("F1, aim: 3 points", f1.value >= 0.03, f"{100 * f1.value:+z.1f}"),
+        ("F1, stretch: 15% relative", f1_part >= 0.15, f"{100 * f1_part:+z.0f}%"),
+        ("hallucination falls: its interval is below zero", invented.high < 0, f"{100 * invented.high:+z.1f} at most"),
+        ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+z.0f}%"),
+        ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+z.0f}%"),
+        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+z.1f}"),
+        ("more counterfactual pairs are told apart", flips.value > 0, f"{100 * flips.value:+z.1f}"),
     ]
     for name in CURVES:
         if curves := _curves(folder, name):
             _, _, above = _above_best(curves, FINAL, tables, measures)
             asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
-            rows.append((asked, above.low > 0, f"{100 * above.low:+.1f} at least"))
+            rows.append((asked, above.low > 0, f"{100 * above.low:+z.1f} at least"))
     if headroom := [probe - ours for _, probe, ours, _ in _probed(facts, tables, measures)]:
         mean = float(np.mean(headroom))
-        rows.append(("before RL a probe's macro F1 is 8 points above SFT's", mean >= 0.08, f"{100 * mean:+.1f}"))
+        rows.append(("before RL a probe's macro F1 is 8 points above SFT's", mean >= 0.08, f"{100 * mean:+z.1f}"))
     spent = {name: sum(one["arms"][name]["processor_seconds"] for one in facts) for name in (BASELINE, FINAL)}
     ratio = spent[BASELINE] / max(1, spent[FINAL])
     rows.append(("SFT continued for the same time: at least 0.95 of it", ratio >= 0.95, f"{ratio:.2f}"))
@@ -351,7 +351,7 @@ def _headroom(facts: Sequence[Mapping[str, Any]], tables: Mapping[str, Any], mea
         "|---:|---:|---:|---:|---|",
     ]
     for seed, probe, ours, masked in _probed(facts, tables, measures):
-        lines.append(f"| {seed} | {_percent(probe)} | {_percent(ours)} | {100 * (probe - ours):+.1f} | {masked} |")
+        lines.append(f"| {seed} | {_percent(probe)} | {_percent(ours)} | {100 * (probe - ours):+z.1f} | {masked} |")
     return "## Visual headroom and the expert\n\n" + "\n".join(lines) + "\n" if len(lines) > 2 else ""
 
 
@@ -401,14 +401,15 @@ def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
         seconds = [f"{'≥ ' if cost['resumed'] else ''}{cost['processor_seconds']}" for cost in found]
         if found:
             lines.append(f"| {arm.title} | {' + '.join(found[0]['took']) or 'nothing'} | {', '.join(seconds)} |")
-    notes = [
-        f"Seed {one['seed']}: base, expert and judge took {one['models']['processor_seconds']} processor seconds, "
-        f"which no row holds, and the expert {one['models']['expert_subjects']} image-report pairs of its own beside "
-        f"the {one['models']['train_subjects']} that SFT and the rewards share."
-        for one in facts
-        if "models" in one
-    ]
-    return "## Cost\n\n" + "\n".join([*lines, "", *notes]) + "\n"
+    known = [one["models"] for one in facts if "models" in one]
+    note = ""
+    if known:
+        note = (
+            f"Beside these rows: base, expert and judge, {', '.join(str(one['processor_seconds']) for one in known)} "
+            f"processor seconds by seed; the expert learned from {known[0]['expert_subjects']} image-report pairs of "
+            f"its own, where SFT and the rewards share {known[0]['train_subjects']}.\n"
+        )
+    return "## Cost\n\n" + "\n".join([*lines, "", note])
 
 
 def _source(key: str) -> str:
@@ -424,5 +425,5 @@ def _change(found: Difference, measure: Measure) -> str:
     if found.is_sure and measure.higher_is_better is not None:
         mark = " better" if (found.value > 0) == measure.higher_is_better else " **worse**"
     if not np.isfinite(found.low):
-        return f"{100 * found.value:+.1f}"
-    return f"{100 * found.value:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]{mark}"
+        return f"{100 * found.value:+z.1f}"
+    return f"{100 * found.value:+z.1f} [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]{mark}"

@@ -44,10 +44,10 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
     with axes_of(path, title, height=1.0 + 0.42 * len(rows)) as axes:
         for y, (_, found, more_is_better) in enumerate(rows):
             colour = (_GOOD if (found.value > 0) == more_is_better else _BAD) if found.is_sure else _OPEN
-            words = f"{100 * found.value:+.1f}"
+            words = f"{100 * found.value:+z.1f}"
             if math.isfinite(found.low):
                 axes.plot([100 * found.low, 100 * found.high], [y, y], color=colour, linewidth=2.5)
-                words += f" [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+                words += f" [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]"
             axes.plot(100 * found.value, y, "o", color=colour)
             seeds = [100 * value for value in found.seeds.values()]
             axes.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)

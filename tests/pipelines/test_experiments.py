@@ -210,7 +210,7 @@ def test_the_page_shows_what_the_tables_say(collected, two_seeds_are_all):
     assert document.write(collected).read_text() == page
     assert "## Stages 1 and 2 against SFT continued" in page
     assert "| 1 | 2026-01-02 (code abc) | sft, continued, text, valor, other_image |" in page
-    assert "Seed 1: base, expert and judge took 900 processor seconds" in page
+    assert "base, expert and judge, 900, 900 processor seconds by seed; the expert learned from 70" in page
     assert "| paper | 1.20 [0.40, 2.00], 1.20 [0.40, 2.00] | -, - |" in page
     assert "| Stages 1 and 2 | text + vision | 61, ≥ 61 |" in page
     assert re.search(r"\| SFT continued \| 1, 1 \| \d+\.\d \| Stages 1 and 2 \| [+-]\d", page)

@@ -5,8 +5,19 @@ Phrases of negation and doubt are VALOR's own; what they do is in `valor.clinica
 
 from typing import Any
 
-_SEEN = r"(?:seen|identified|visuali[sz]ed|appreciated|demonstrated|present|evident|detected|observed|noted|found)"
+_SEEN = (
+    r"(?:seen|identified|visuali[sz]ed|appreciated|demonstrated|present|evident|detected|observed|noted|found"
+    r"|visible|apparent|shown|recogni[sz]ed|discernible)"
+)
+_CLEARLY = (
+    r"(?:(?:clearly|conclusively|convincingly|definite(?:ly)?|definitively|confidently|currently|now|yet|been"
+    r"|any longer|appear|seem|to be) )*"
+)
+# "Not seen on the prior" is new.
+_NOW = r"(?! (?:previously|before|on (?:the |any )?(?:prior|previous|comparison)))"
 _CANNOT = r"(?:cannot|can not|can't|could not|couldn't)"
+_LAST = r"(?= *(?:[,)]|$))"
+"""The end of a clause: "pneumothorax: no, effusion: small"."""
 
 GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
     ("pred", "normal"): (
@@ -52,13 +63,17 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"status post",
     ),
     ("pseudo", None): (
-        r"no (?:(?:significant|interval|acute|appreciable|definite|substantial|relevant|major|further) )*"
-        r"(?:change|increase|decrease|improvement)s?(?: in| of| from)?",
+        r"no (?:(?:significant|interval|acute|appreciable|definite|substantial|relevant|major|further|complete) )*"
+        r"(?:change|increase|decrease|improvement|resolution|clearing)s?(?: in| of| from)?",
         r"not (?:\w+ )?changed",
         r"without (?:\w+ )?(?:\w+ )?change",
         r"no (?:prior|previous|comparison|priors)",
         r"not only",
-        r"(?:near(?:ly)?|almost|partial(?:ly)?|incomplete(?:ly)?)(?:-| )(?:complete(?:ly)? )?(?:resol|clear)\w+",
+        r"(?:near(?:ly)?|almost|partial(?:ly)?|partly|incomplete(?:ly)?|largely|mostly|mainly|substantially|barely|hardly)"
+        r"(?:-| )(?:complete(?:ly)? |entirely |fully )?(?:resol|clear|disappear|gone|absent|remov)\w*",
+        r"non-?resolv\w+",
+        r"no doubt",
+        r"without (?:a )?doubt",
         r"not (?:well|fully|completely) (?:seen|visuali[sz]ed|evaluated|assessed)",
         r"air-? ?space(?= disease,)",
     ),
@@ -72,29 +87,65 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"free (?:of|from)",
         r"clear of",
         r"absence of",
-        r"absent",
         r"resolution of",
         r"removal of",
+        r"disappearance of",
         r"rather than",
         r"den(?:y|ies)",
         r"never",
-        r"resolved",
         r"doesn't",
         r"isn't",
         r"aren't",
+        r"wasn't",
+        r"weren't",
+        r"hasn't",
+        r"haven't",
         r"lack of",
+        r"lack(?:s|ing)",
+        r"devoid of",
+        r"nothing",
+        r"zero",
+        r"fail(?:s|ed)? to (?:show|demonstrate|reveal|identify|see)",
+        r"unable to (?:see|identify|detect|find|demonstrate|appreciate|visuali[sz]e)",
+        r"evidence against",
+        r"(?:argu|speak|weigh)\w* (?:\w+ )?against",
+        r"rul(?:es|ing) out",
+        r"excludes",
     ),
     ("neg_post", None): (
-        rf"not (?:clearly |definitely |definitively |confidently )?{_SEEN}",
+        rf"not {_CLEARLY}{_SEEN}{_NOW}",
+        rf"(?:is|are|was|were|has|have|does|do)n't {_CLEARLY}{_SEEN}{_NOW}",
+        rf"never {_CLEARLY}{_SEEN}",
+        rf"nowhere {_CLEARLY}{_SEEN}",
+        r"not (?:there|exist|suggested|a (?:concern|consideration))",
+        r"(?:is|are)n't there",
+        r"no more(?! than)",
         r"no longer(?: \w+)?",
-        r"has(?: since)? resolved",
-        r"have(?: since)? resolved",
-        r"(?:is|are|was|were) (?:now )?(?:absent|resolved)",
-        r"(?:has|have) cleared",
-        r"(?:been|was|were) removed",
-        r"(?:is|are|been|was|were) (?:excluded|ruled out)",
+    ),
+    ("neg_either", None): (
+        r"absent",
+        r"resolved",
         r"cleared",
         r"removed",
+        r"gone",
+        r"disappeared",
+        r"vanished",
+        r"subsided",
+        r"(?:complete|full|interval) (?:interval )?resolution(?! of)",
+        r"non-?existent",
+        r"nil",
+        # "The bases are excluded from the image" denies nothing.
+        r"excluded(?! (?:from|on))",
+        r"ruled out",
+    ),
+    ("neg_either", "after"): (
+        r"none",
+        rf"not?{_LAST}",
+        rf"never{_LAST}",
+        # A line of a table; without the colon a wrapped line of prose ("there is no / effusion").
+        r"no(?<=: no)(?= *\n)",
+        rf"no (?:evidence|signs?|indication|suggestion){_LAST}",
+        rf"negative{_LAST}",
     ),
     ("unc", "new"): (r"no (?:definite |evidence of |acute )?new", r"without (?:definite |evidence of )?new"),
     ("unc", "may"): (
@@ -108,6 +159,7 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"equivocal",
         r"potential(?:ly)?",
         r"uncertain",
+        r"no (?:\w+ )?evidence against",
     ),
     ("unc", "suggest"): (
         r"suspect(?:ed)?",
@@ -116,22 +168,33 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"concern(?:ing)? (?:for|of)",
         r"worrisome for",
         rf"{_CANNOT} (?:\w+ )?(?:exclude|rule out)",
-        r"difficult to exclude",
+        r"(?:difficult|unable) to (?:exclude|rule out)",
         r"exclude",
-        r"rule-?out",
+        r"rule[- ]?out",
+        r"doubt",
         r"r/o",
         r"suggest(?:s|ed|ing|ive)?(?: of)?",
         r"not (?:\w+ )?exclude",
     ),
     ("unc", "versus"): (r"versus", r"vs\.?"),
     ("unc_post", None): (
-        rf"{_CANNOT} (?:\w+ )?be (?:\w+ )?(?:excluded|ruled out)",
-        r"not (?:\w+ )?(?:excluded|ruled out)",
+        rf"{_CANNOT} (?:\w+ )?be (?:\w+ )?(?:excluded|ruled out|confirmed|{_SEEN})",
+        r"not (?:\w+ ){0,2}(?:excluded|ruled out|confirmed)",
+        r"neither \w+ nor (?:excluded|ruled out)",
         r"(?:is|are|remains?) (?:also )?(?:possible|questioned|questionable|suspected|considered|not excluded)",
         r"(?:may|might|could|should) be (?:present|considered|excluded|ruled out)",
+        r"(?:must|to) be (?:excluded|ruled out)",
         r"(?:is|are) difficult to exclude",
         r"(?:may|might) not be (?:seen|demonstrated|visible|apparent|evident)",
         r"is (?:a|an?other) possibility",
+    ),
+    ("unc_either", None): (
+        r"unlikely",
+        r"less likely",
+        r"improbable",
+        r"doubtful",
+        r"in doubt",
+        r"not (?:\w+ )?(?:likely|probable|suspected|favou?red)",
     ),
     ("break", None): (
         r"but",

@@ -3,11 +3,17 @@
 `mentions` reads each sentence on its own (`valor.clinical.scope`); `label` aggregates per finding as the CheXpert
 labeler does: positive over uncertain over negative. Policies, all tested: "no new X" is uncertain; "likely",
 "consistent with" and "unchanged" leave X positive; "possible", "may", "suggests", "concern for", "X or Y",
-"cannot be excluded" and "borderline" make it uncertain; "resolved" and "removed" negative; clear lungs deny
-opacity, consolidation, atelectasis and edema; "history of X" says nothing.
+"cannot be excluded" and "borderline" make it uncertain; "resolved", "removed", "absent", "none", "gone", "ruled out"
+negative, before X or behind it; clear lungs deny opacity, consolidation, atelectasis and edema; "history of X" says
+nothing.
 
-Left out: references between sentences, spelling mistakes, languages other than English, and findings outside the
-14 classes (emphysema, granuloma, hernia), so "No Finding" means none of the thirteen.
+"X is unlikely", "less likely", "doubtful", "not suspected" and "not confirmed" are uncertain. The CheXpert labeler and
+NegBio (Peng et al. 2018), which it builds on, read between them "less likely X", "doubt X", "suspected X" and "X cannot
+be confirmed" as doubts, and have no rule of their own for "unlikely". Nor have they one for "evidence against X", which
+is negative here as "no evidence of X" is for all three: it says no less.
+
+Left out: references between sentences ("Pneumothorax. None."), spelling mistakes, languages other than English, and
+findings outside the 14 classes (emphysema, granuloma, hernia), so "No Finding" means none of the thirteen.
 """
 
 import functools
@@ -22,9 +28,11 @@ NO_FINDING = "No Finding"
 SUPPORT_DEVICES = "Support Devices"
 _RANK: Mapping[Label, int] = {"negative": 0, "uncertain": 1, "positive": 2}
 _HEADINGS = ("findings?", "impressions?", "conclusion", "comparison", "technique", "opinion")
+# "Pneumothorax? No." is one sentence.
+_ANSWERED = r"(?<!\?(?= ?(?:no|none|not seen|absent|unlikely) *(?:[.;]|$)))"
 # Every alternative begins with a character and looks back after it: `re` then skips to the next such character.
 _SENTENCE_END = re.compile(
-    r"[.!?](?<!\bvs.)(?!\d)|;|\n(?:\s*\n|(?=\s*(?:\d+[.)]|[-*]) ))|"
+    rf"[.!?](?<!\bvs.)(?!\d){_ANSWERED}|;|\n(?:\s*\n|(?=\s*(?:\d+[.)]|[-*]) ))|"
     + "|".join(rf"{name[0]}(?<=\b{name[0]}){name[1:]} ?:" for name in _HEADINGS)
 )
 # Ends where a mention starts: what stands between it and the denial.

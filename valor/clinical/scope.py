@@ -5,6 +5,7 @@ until something ends it, lets "has resolved" or "cannot be excluded" reach back 
 organs ("heart size") their predicate ("is normal").
 """
 
+import re
 from typing import Any, NamedTuple
 
 from valor.clinical.lexicon import ABNORMAL_MEANS, LEXER, NORMAL_MEANS, TOKENS
@@ -16,6 +17,12 @@ Reading = tuple[str, Label, Side | None, Zone | None, int, int]
 
 LINKS = frozenset({"comma", "and", "or", "side", "zone", "place", "size"})
 """Tokens that join the members of a list without ending it."""
+_MODIFIERS = LINKS - {"comma", "and", "or"} | {"pred", "stable", "verb"}
+"""Tokens that may stand between "resolved" and the finding that it denies ("resolved small left effusion")."""
+_TURN = re.compile(r"[:\n]|\b(?:after|as|at|because|by|due|following|for|from|given|in|on|since|than)\b")
+"""What shows that a finding behind "resolved" or "unlikely" is another matter ("unlikely given the effusion")."""
+_LIES = re.compile(r"\b(?:in|at|on|within|involving|along|of|over\w*|throughout|to)\b")
+_PLURAL = frozenset({"have", "are", "were"})
 _SHORT_GAP = 25
 """Characters between an adjective and its organ: "enlargement of the left heart"."""
 
@@ -56,13 +63,14 @@ class _Walk:
 
     `scope` is None, "neg", "unc" or "ignore"; `filled` tells that the scope already has a member, after which a new
     clause may end it. `pending` holds organs that wait for a predicate, `lead` a predicate before its organ.
+    `clause` is the first draft of the clause, `outside` that of the clause before it.
     """
 
     def __init__(self, sentence: str, tokens: list[Token]):
         self.sentence = sentence
         self.tokens = tokens
         self.drafts: list[_Draft] = []
-        self.clause = 0
+        self.clause = self.outside = 0
         self.scope: str | None = None
         self.filled = False
         self.pending: list[tuple[int, str | None]] = []
@@ -89,7 +97,7 @@ class _Walk:
         if self._kind(at + 1) not in ("pred", "verb"):
             self._settle()
         self.lead = None
-        self.clause = len(self.drafts)
+        self.outside, self.clause = self.clause, len(self.drafts)
 
     def _on_with(self, at: int, token: Token) -> None:
         if self.filled and self.scope in ("neg", "unc"):
@@ -121,6 +129,9 @@ class _Walk:
 
     def _kind(self, at: int) -> str:
         return self.tokens[at].kind if 0 <= at < len(self.tokens) else ""
+
+    def _word(self, at: int) -> str:
+        return self.sentence[self.tokens[at].start : self.tokens[at].end] if 0 <= at < len(self.tokens) else ""
 
     # Findings
 
@@ -159,6 +170,52 @@ class _Walk:
         if not reached:
             self._open("neg")
 
+    def _on_neg_either(self, at: int, token: Token) -> None:
+        # "Has not resolved" denies the denial; "may have resolved" doubts it.
+        doubted = self.scope == "unc" and not self.filled
+        if self.scope == "ignore" or (self.scope == "neg" and not self.filled):
+            return
+        if not token.value and self._leads(at):
+            self._open("unc" if doubted else "neg")
+            return
+        # "The chest is negative" is said of an organ.
+        if self._word(at) == "negative" and self.pending and self.pending[-1][0] >= at - 2:
+            self._predicate(at, "normal")
+            return
+        for draft in self._list_told(at):
+            draft.label = "uncertain" if doubted else "negative"
+
+    def _on_unc_either(self, at: int, token: Token) -> None:
+        if self.scope == "ignore" or (self.scope == "neg" and not self.filled):
+            return
+        if self._leads(at):
+            self._open("unc")
+        else:
+            self._doubt(self._list_told(at))
+
+    def _leads(self, at: int) -> bool:
+        """Tell "resolved left effusion" from "left effusion resolved"."""
+        for token in self.tokens[at + 1 :]:
+            if token.kind not in _MODIFIERS:
+                between = self.sentence[self.tokens[at].end : token.start]
+                return token.kind in ("find", "find_neg", "subj") and not _TURN.search(between)
+        return False
+
+    def _list_told(self, at: int) -> list[_Draft]:
+        """Return the list before a word such as "none", without members of which something else is told.
+
+        "Effusion, pneumothorax: none" is a list; "small effusion, pneumothorax: none" and "effusion persists,
+        pneumothorax absent" are not. A plural ("have resolved") tells all.
+        """
+        reached = self._list_before(at)
+        if self._word(at - 1) in _PLURAL:
+            return reached
+        for i, draft in enumerate(reached[1:], start=1):
+            joint = self.tokens[draft.at + 1].start
+            if self._kind(draft.at - 1) == "size" or self.sentence[draft.end : joint].strip(" /"):
+                return reached[:i]
+        return reached
+
     def _on_unc_post(self, at: int, token: Token) -> None:
         self._doubt(self._list_before(at))
 
@@ -168,10 +225,19 @@ class _Walk:
                 draft.label = "uncertain"
 
     def _list_before(self, at: int, most: int | None = None) -> list[_Draft]:
-        """Return the last mentions of this clause, at `most`, joined in one list that ends before token `at`."""
+        """Return the last mentions of this clause, at `most`, joined in one list that ends before token `at`.
+
+        A remark in brackets ("effusion (resolved)") is made on the clause before it. A list does not reach over an
+        organ ("effusion, the costophrenic angle is not visible"), unless that is where the finding lies.
+        """
+        if self.pending and self.drafts:
+            organ, last = self.tokens[self.pending[-1][0]], self.drafts[-1]
+            if last.end < organ.start and not _LIES.search(self.sentence, last.end, organ.start):
+                return []
+        first = self.outside if self._word(at - 1) == "(" else self.clause
         reached: list[_Draft] = []
         limit = at
-        for draft in reversed(self.drafts[self.clause :]):
+        for draft in reversed(self.drafts[first:]):
             between = self.tokens[draft.at + 1 : limit]
             # Any words may lie between the last member and `at`, only links between the members.
             if len(reached) == most or (reached and any(t.kind not in LINKS for t in between)):

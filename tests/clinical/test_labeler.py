@@ -225,6 +225,36 @@ def test_what_is_asserted_and_denied_in_one_place_is_uncertain(text, expected):
     assert labels_of(text, mentions(text), is_candidate=True)["Pleural Effusion"] == expected
 
 
+@pytest.mark.parametrize(
+    ("text", "finding", "expected"),
+    [
+        ("Old healed rib fracture. No acute fracture.", "Fracture", P),
+        ("Old healed rib fracture. No fracture.", "Fracture", U),
+        ("Old rib fracture. No acute displaced rib fracture.", "Fracture", P),
+        ("Old rib fracture. No acute osseous abnormality.", "Fracture", P),
+        ("Old rib fracture. No osseous abnormality.", "Fracture", U),
+        ("Old rib fracture. The bones are without acute abnormality.", "Fracture", P),
+        ("Old rib fracture. The bones are without abnormality.", "Fracture", U),
+        ("Mild pulmonary edema. No overt alveolar edema.", "Edema", P),
+        ("Mild pulmonary edema. No edema.", "Edema", U),
+        ("Calcified nodule. No suspicious nodules.", "Lung Lesion", P),
+        ("Calcified nodule. No nodules.", "Lung Lesion", U),
+        ("Biapical scarring. No focal airspace disease.", "Lung Opacity", P),
+        ("Biapical scarring. No airspace disease.", "Lung Opacity", U),
+        ("Left consolidation. No focal consolidation.", "Consolidation", U),
+        ("Left basilar atelectasis. The lungs are otherwise clear.", "Atelectasis", P),
+        ("Left basilar atelectasis. Otherwise, clear lungs.", "Atelectasis", P),
+        ("Left basilar atelectasis. The lungs are clear.", "Atelectasis", U),
+        ("Otherwise healthy. Left basilar atelectasis. The lungs are clear.", "Atelectasis", U),
+        ("The lungs are clear, aside from mild atelectasis.", "Atelectasis", P),
+        ("Other than atelectasis the lungs are clear.", "Atelectasis", P),
+        ("The lungs are clear, and mild atelectasis.", "Atelectasis", U),
+    ],
+)
+def test_a_denial_that_leaves_some_is_no_contradiction(text, finding, expected):
+    assert labels_of(text, mentions(text), is_candidate=True)[finding] == expected
+
+
 def test_a_denial_of_one_finding_leaves_another_alone():
     text = "The lungs are clear. Moderate right pleural effusion. Pacemaker."
     assert labels_of(text, mentions(text), is_candidate=True) == label(text)

@@ -35,11 +35,17 @@ _SENTENCE_END = re.compile(
     rf"[.!?](?<!\bvs.)(?!\d){_ANSWERED}|;|\n(?:\s*\n|(?=\s*(?:\d+[.)]|[-*]) ))|"
     + "|".join(rf"{name[0]}(?<=\b{name[0]}){name[1:]} ?:" for name in _HEADINGS)
 )
-# Ends where a mention starts: what stands between it and the denial.
+# Ends where a mention starts, for what stands between it and the denial, or where a predicate of an organ ends ("bones
+# without acute abnormality").
 _QUALIFIED = re.compile(
-    r"\b(?:large|sizable|sizeable|significant|substantial|gross|massive|tension|additional|other|further|definite)"
-    r" (?:(?!no\b)[\w-]+ ){0,2}\Z",
+    r"\b(large|sizable|sizeable|significant|substantial|gross|massive|tension|additional|other|further|definite"
+    r"|acute|active|new|overt|frank|florid|focal|lobar|confluent|displaced|loculated|layering|suspicious)"
+    r" (?:(?!no\b)[\w-]+ ){0,2}[\w-]*\Z",
     re.IGNORECASE,
+)
+_ALWAYS_FOCAL = ("Consolidation", "Lung Lesion")
+_EXCEPTING = re.compile(
+    r"\b(?:otherwise|aside from|apart from|other than|except|besides|exception of)\b", re.IGNORECASE
 )
 _UNREAD = re.compile(r"\b(?:indication|history|clinical (?:history|information)|reason for exam(?:ination)?) ?:[^\n]*")
 
@@ -98,7 +104,8 @@ def labels_of(text: str, found: Sequence[Mention], *, is_candidate: bool) -> dic
 
     CheXpert's aggregation lets the assertion win, so a reward that read a candidate so would pay for "effusion" and for
     "no effusion" in one breath. Places are the same unless both name sides, or both zones, that differ. "No large
-    effusion" denies a size. A reference is taken at its word, or hedging would be told to be right.
+    effusion" denies a size, "no acute fracture" an age, and "the lungs are otherwise clear" what was not named: none
+    contradicts what it leaves. A reference is taken at its word, or hedging would be told to be right.
 
     Args:
         text: the report.
@@ -110,9 +117,20 @@ def labels_of(text: str, found: Sequence[Mention], *, is_candidate: bool) -> dic
         return labels
     denials = [m for m in found if m.label == "negative" and labels.get(m.finding) == "positive"]
     for denial in denials:
-        if not _QUALIFIED.search(text, 0, denial.start) and any(_contradicts(denial, other) for other in found):
+        if any(_contradicts(denial, other) for other in found) and not _leaves_some(text, denial):
             labels[denial.finding] = "uncertain"
     return labels
+
+
+def _leaves_some(text: str, denial: Mention) -> bool:
+    """Tell "no large effusion", "lungs otherwise clear" and "clear lungs aside from scarring" from a whole denial."""
+    qualifier = _QUALIFIED.search(text, 0, denial.start) or _QUALIFIED.search(text, 0, denial.end)
+    # There is no other consolidation than a focal one; an opacity may be diffuse.
+    if qualifier and not (qualifier[1].lower() == "focal" and denial.finding in _ALWAYS_FOCAL):
+        return True
+    start = max(text.rfind(mark, 0, denial.start) for mark in ".;?!") + 1
+    ends = [end for mark in ".;?!" if (end := text.find(mark, denial.end)) >= 0]
+    return bool(_EXCEPTING.search(text, start, min(ends, default=len(text))))
 
 
 def _contradicts(denial: Mention, other: Mention) -> bool:

@@ -7,6 +7,8 @@ import pytest
 from study_trees import SHARED
 
 from valor.clinical.labeler import label, mentions
+from valor.rewards.agreement import AgreementWeights
+from valor.rewards.text import clinical_agreement
 
 ROOT = SHARED / "openi" / "ecgen-radiology"
 pytestmark = pytest.mark.skipif(not ROOT.is_dir(), reason="the Open-i sample is not beside the checkout")
@@ -50,6 +52,12 @@ def test_agrees_with_the_indexers(reports, finding):
 def test_indexed_as_normal_has_no_finding(reports):
     normal = [label(text) for text, major in reports if major == ["normal"]]
     assert sum("No Finding" in labels for labels in normal) / len(normal) >= 0.97
+
+
+def test_a_copy_of_a_report_is_right(reports):
+    stating = [text for text, _ in reports if mentions(text)]
+    assert len(stating) >= 299
+    assert [text for text in stating if clinical_agreement(text, text, AgreementWeights()) != 1.0] == []
 
 
 def test_spans_lie_in_the_text(reports):

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import typing
 
+import numpy as np
 import pytest
 
 from valor.errors import UserError
@@ -122,6 +123,49 @@ def test_a_reference_is_taken_at_its_word():
         for text in ("Left pleural effusion.", "Possible left pleural effusion.")
     )
     assert sure == 1.0 > hedged
+
+
+@pytest.mark.parametrize(
+    "reference",
+    [
+        "Old healed rib fracture. No acute fracture.",
+        "Mild pulmonary edema. No overt alveolar edema.",
+        "Left basilar atelectasis. The lungs are otherwise clear.",
+        "The mediastinal contours are normal. Mild prominence of the superior mediastinum.",
+        "Small right pleural effusion. Does not appear to be an empyema.",
+        "Lungs are hyperexpanded but clear. Biapical scarring noted.",
+    ],
+)
+def test_a_copy_of_the_reference_is_right(reference):
+    assert score("clinical_agreement_reward", reference, reference) == 1.0
+
+
+def test_a_copy_of_a_phantom_report_is_right():
+    from valor.data.phantom.disease import draw_findings
+    from valor.data.phantom.report import write_report
+    from valor.recipe import ReportNoise
+
+    rng = np.random.default_rng(0)
+    for number in range(200):
+        findings, impression = write_report(draw_findings(rng), ReportNoise(), rng, held_out_wording=bool(number % 2))
+        report = f"FINDINGS: {findings} IMPRESSION: {impression}"
+        assert score("clinical_agreement_reward", report, report) == 1.0
+
+
+def test_a_candidate_contradicts_itself_only_where_its_reference_does():
+    def of(candidate, reference):
+        return score("clinical_agreement_reward", candidate, reference)
+
+    plain, torn = "Left effusion. Left rib fracture.", "Left effusion. No effusion. Left rib fracture."
+    both = "Left effusion. No effusion. Left rib fracture. No fracture."
+    assert of(torn, torn) == of(plain, torn) == 1.0
+    # The reference's own contradiction excuses no other.
+    assert of(both, torn) < 1.0
+    # And without one, none is excused: it earns what "possible" does.
+    assert of(torn, plain) == of("Possible left effusion. Left rib fracture.", plain) < of(plain, plain) == 1.0
+    # In either order, and with any denial.
+    for denial in ("No effusion.", "Effusion: none.", "Effusion has resolved.", "Effusion ruled out."):
+        assert of(f"{plain} {denial}", plain) == of(f"{denial} {plain}", plain) < 1.0
 
 
 def test_names_of_one_consolidation_are_one_finding():

@@ -100,12 +100,10 @@ def aggregate(statements: Iterable[tuple[str, Label]]) -> dict[str, Label]:
 
 
 def labels_of(text: str, found: Sequence[Mention], *, is_candidate: bool) -> dict[str, Label]:
-    """Return `label`'s answer; of a candidate, "uncertain" where it asserts a finding and denies it in the same place.
+    """Return `label`'s answer; of a candidate, "uncertain" for its `contradictions`.
 
     CheXpert's aggregation lets the assertion win, so a reward that read a candidate so would pay for "effusion" and for
-    "no effusion" in one breath. Places are the same unless both name sides, or both zones, that differ. "No large
-    effusion" denies a size, "no acute fracture" an age, and "the lungs are otherwise clear" what was not named: none
-    contradicts what it leaves. A reference is taken at its word, or hedging would be told to be right.
+    "no effusion" in one breath. A reference is taken at its word, or hedging would be told to be right.
 
     Args:
         text: the report.
@@ -113,13 +111,26 @@ def labels_of(text: str, found: Sequence[Mention], *, is_candidate: bool) -> dic
         is_candidate: whether a model wrote it.
     """
     labels = aggregate((mention.finding, mention.label) for mention in found)
-    if not is_candidate:
-        return labels
-    denials = [m for m in found if m.label == "negative" and labels.get(m.finding) == "positive"]
-    for denial in denials:
-        if any(_contradicts(denial, other) for other in found) and not _leaves_some(text, denial):
-            labels[denial.finding] = "uncertain"
+    if is_candidate:
+        labels.update(dict.fromkeys(contradictions(text, found), "uncertain"))
     return labels
+
+
+def contradictions(text: str, found: Sequence[Mention]) -> frozenset[str]:
+    """Return the findings that a report with the mentions `found` asserts and denies in the same place.
+
+    Places are the same unless both name sides, or both zones, that differ. "No large effusion" denies a size, "no acute
+    fracture" an age, and "the lungs are otherwise clear" what was not named: none contradicts what it leaves.
+    """
+    asserted = {mention.finding for mention in found if mention.label == "positive"}
+    return frozenset(
+        denial.finding
+        for denial in found
+        if denial.label == "negative"
+        and denial.finding in asserted
+        and any(_contradicts(denial, other) for other in found)
+        and not _leaves_some(text, denial)
+    )
 
 
 def _leaves_some(text: str, denial: Mention) -> bool:

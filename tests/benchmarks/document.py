@@ -71,7 +71,8 @@ next to nothing.
 
 ## Stage 2 by group size
 
-The projector alone trains, gradient checkpointing. Memory is the process's peak above what the built model holds.
+The projector alone trains, gradient checkpointing. Time is as above, with VALOR's decoding and shrinking. Memory is the
+process's peak above what the built model holds.
 
 {_table(("G", "time, stock / VALOR", "memory, stock / VALOR", "stock, MB", "VALOR, MB"), _memory_rows(results))}
 
@@ -89,7 +90,7 @@ python tests/benchmarks/gpu.py --device cpu --size tiny --rounds 1 --tokens 8 --
 ```
 
 It prints completion tokens/s, model FLOPs utilisation, peak memory and the ratio to stock TRL, and this page shows what
-it leaves in `build/benchmarks/`.
+it leaves in `build/benchmarks/`. A step's time is by the clock, with VALOR's decoding and shrinking of its images.
 
 ## Commands
 

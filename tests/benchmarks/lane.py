@@ -226,9 +226,10 @@ def valor(work: Work, model: Any, processor: Any, reward: Any, embed: Any) -> tu
     TowerMemo.attach(model)
     SharedPrompts.attach(model)
     given = studies(work)
-    start = time.process_time()
+    wall, cpu = time.perf_counter(), time.process_time()
     rows = grpo_rows(given, processor, prompt=PROMPT, embed=embed)
-    return ReportGRPOTrainer, {"train_dataset": rows, "rows_cpu": time.process_time() - start}
+    spent = {"rows_wall": time.perf_counter() - wall, "rows_cpu": time.process_time() - cpu}
+    return ReportGRPOTrainer, {"train_dataset": rows, **spent}
 
 
 def stock_floor(work: Work, model: Any, processor: Any, reward: Any, embed: Any) -> tuple[Any, dict[str, Any]]:
@@ -364,14 +365,14 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
         reward, embed = real_reward(work, work.reward, spent, embedded)
     with tempfile.TemporaryDirectory(prefix="valor-bench-") as folder:
         trainer_class, data = VARIANTS[work.variant](work, model, processor, reward, embed)
-        rows_cpu = data.pop("rows_cpu", 0.0)
+        rows = {key: data.pop(key, 0.0) for key in ("rows_wall", "rows_cpu")}
         trainer = trainer_class(
             model=model, reward_funcs=[reward], args=arguments(work, folder), processing_class=processor, **data
         )
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(turns.callback(work.device))
         set_seed(SEED)
-        turns.say(event="ready", rows_cpu=rows_cpu, threads=torch.get_num_threads(), **counts)
+        turns.say(event="ready", **rows, threads=torch.get_num_threads(), **counts)
         turns.wait()
         profiler = cProfile.Profile()
         if profile:

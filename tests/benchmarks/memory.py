@@ -41,7 +41,7 @@ def main() -> None:
     """Run the group sizes that have no result yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="small")
-    parser.add_argument("--rounds", type=int, default=1, help="steps that count, after one that does not (default 1)")
+    parser.add_argument("--rounds", type=int, default=3, help="steps that count, after one that does not (default 3)")
     parser.add_argument("--only", type=int, choices=GROUPS, help="one group size (default: all)")
     parser.add_argument("--again", action="store_true", help="measure again what has a result")
     options = parser.parse_args()

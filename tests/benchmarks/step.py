@@ -8,7 +8,7 @@ from typing import Any
 
 from architectures import ARCHITECTURES
 from lane import Work
-from race import Lane, alone, once, race, ratio, require_same_training
+from race import alone, once, race, ratio, require_same_training
 
 COMPARISONS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "step-checkpointing": ({"checkpointing": True}, ("stock", "valor", "stock_floor", "floor")),
@@ -22,7 +22,7 @@ def compare(changes: dict[str, Any], variants: tuple[str, ...], *, architecture:
     """Return ratios of step time, and how closely the variants trained alike."""
     works = {name: Work(variant=name, architecture=architecture, steps=rounds + 1, **changes) for name in variants}
     lanes = race(works)
-    times = {name: with_rows(lane) for name, lane in lanes.items()}
+    times = {name: lane.seconds for name, lane in lanes.items()}
     result = {"work": vars(works["valor"]), "differences": require_same_training(lanes), "threads": 1}
     result["seconds"] = {name: sorted(values)[len(values) // 2] for name, values in times.items()}
     result["ratios"] = {"stock / valor": ratio(times["stock"], times["valor"])}
@@ -30,12 +30,6 @@ def compare(changes: dict[str, Any], variants: tuple[str, ...], *, architecture:
         if other in times:
             result["ratios"][f"valor / {other}"] = ratio(times["valor"], times[other])
     return result
-
-
-def with_rows(lane: Lane) -> list[float]:
-    """Return a lane's step times, each with its images' share of what VALOR does beforehand: decode and shrink."""
-    share = lane.ready["rows_cpu"] / lane.work.images * lane.work.prompts
-    return [seconds + share for seconds in lane.seconds]
 
 
 def main() -> None:

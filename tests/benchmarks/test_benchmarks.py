@@ -7,8 +7,10 @@ import json
 import document
 import gpu
 import lane
+import memory
 import pytest
 import race
+import step
 from lane import Turns, Work
 
 
@@ -31,6 +33,8 @@ def test_all_variants_train_alike_and_another_work_does_not():
     lanes = {variant: as_lane(variant, prompts=2) for variant in lane.VARIANTS}
     assert {len(found.every) for found in lanes.values()} == {2}
     assert race.require_same_training(lanes)["loss"] < 1e-5
+    before_training = {variant for variant, found in lanes.items() if found.ready["rows_cpu"] > 0}
+    assert before_training == {"valor"}
     other = as_lane("valor", prompts=2, tokens=7)
     with pytest.raises(AssertionError, match="did not train alike"):
         race.require_same_training({"stock": lanes["stock"], "other": other})
@@ -56,6 +60,49 @@ def test_the_gpu_script_on_a_cpu(tmp_path, monkeypatch, capsys):
     assert result["work"]["dtype"] == "bfloat16"
     assert 0 < result["figures"]["valor"]["mfu"] < 1
     assert "tiny: stock / valor" in capsys.readouterr().out
+
+
+def fake_lanes(works: dict[str, Work], **_) -> dict[str, race.Lane]:
+    """Stand in for a race: stock's steps take 8 s, VALOR's 1 s and another for the images, in both clocks."""
+    logged = dict.fromkeys(lane.LOGGED, 1.0)
+    end = {"history": [logged], "peak_mb": 30.0, "model_mb": 10.0}
+    lanes = {}
+    for name, work in works.items():
+        rows = float(work.steps) if name == "valor" else 0.0
+        seconds = [99.0] + [1.0 if name == "valor" else 8.0] * (work.steps - 1)
+        lanes[name] = race.Lane(work, {"rows_cpu": rows, "rows_wall": rows}, end, seconds)
+    return lanes
+
+
+def test_a_step_counts_what_its_images_cost_before_it():
+    ready = {"rows_cpu": 6.0, "rows_wall": 12.0}
+    work = Work(variant="valor", prompts=2, steps=3)
+    assert race.Lane(work, ready, {}, [9.0, 1.0, 2.0]).seconds == [3.0, 4.0]
+    on_gpu = dataclasses.replace(work, device="cuda")
+    assert race.Lane(on_gpu, ready, {}, [9.0, 1.0, 2.0]).seconds == [5.0, 6.0]
+    none = {"rows_cpu": 0.0, "rows_wall": 0.0}
+    assert race.Lane(dataclasses.replace(work, variant="stock"), none, {}, [9.0, 1.0, 2.0]).seconds == [1.0, 2.0]
+
+
+def test_every_comparison_counts_the_images(monkeypatch):
+    for script in (step, memory):
+        monkeypatch.setattr(script, "race", fake_lanes)
+    by_step = step.compare({}, ("stock", "valor"), architecture="tiny", rounds=3)
+    by_memory = memory.compare(4, architecture="tiny", rounds=3)
+    for result in (by_step, by_memory):
+        assert result["ratios"]["stock / valor"] == {"median": 4.0, "low": 4.0, "high": 4.0, "rounds": 3}
+        assert result["seconds"] == {"stock": 8.0, "valor": 2.0}
+    lanes = fake_lanes({name: Work(variant=name, device="cuda") for name in ("stock", "valor")})
+    assert [gpu.summary(found, None)["seconds"] for found in lanes.values()] == [8.0, 2.0]
+
+
+def test_the_memory_script_takes_its_time_from_three_rounds(monkeypatch):
+    raced = []
+    monkeypatch.setattr(memory, "race", lambda works: raced.append(works) or fake_lanes(works))
+    monkeypatch.setattr(memory, "once", lambda name, measure, **_: measure())
+    monkeypatch.setattr("sys.argv", ["memory.py", "--only", "4"])
+    memory.main()
+    assert [work.steps for works in raced for work in works.values()] == [4, 4]
 
 
 def test_model_flops_of_a_known_model():

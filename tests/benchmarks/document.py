@@ -89,6 +89,7 @@ python tests/benchmarks/gpu.py           # 0.5B and LLaVA-1.5-7B, bfloat16, 336 
 python tests/benchmarks/gpu.py --device cpu --size tiny --rounds 1 --tokens 8 --source-px 64
 ```
 
+Before it times bfloat16, one step in float32 on the same device must agree as above, with few and short completions.
 It prints completion tokens/s, model FLOPs utilisation, peak memory and the ratio to stock TRL, and this page shows what
 it leaves in `build/benchmarks/`. A step's time is by the clock, with VALOR's decoding and shrinking of its images.
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 
 import document
 import gpu
@@ -47,17 +48,19 @@ def test_an_expert_embeds_each_image_once_however_many_completions():
     assert end["embedding_cpu"] > 0
 
 
-def test_the_gpu_script_on_a_cpu(tmp_path, monkeypatch, capsys):
-    def alone(work, **_):
-        return as_lane(**dataclasses.asdict(work))
-
+def run_gpu_script(monkeypatch, folder, alone) -> None:
     monkeypatch.setattr(gpu, "alone", alone)
-    monkeypatch.setattr(gpu, "RESULTS", tmp_path)
+    monkeypatch.setattr(gpu, "RESULTS", folder)
     options = ["--size", "tiny", "--rounds", "1", "--tokens", "4", "--prompts", "1", "--source-px", "64"]
     monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--peak-tflops", "0.1", *options])
     gpu.main()
+
+
+def test_the_gpu_script_on_a_cpu(tmp_path, monkeypatch, capsys):
+    run_gpu_script(monkeypatch, tmp_path, lambda work, **_: as_lane(**dataclasses.asdict(work)))
     result = json.loads((tmp_path / "gpu-tiny-cpu.json").read_text())
     assert result["work"]["dtype"] == "bfloat16"
+    assert result["differences"]["grad_norm"] < 1e-3
     assert 0 < result["figures"]["valor"]["mfu"] < 1
     assert "tiny: stock / valor" in capsys.readouterr().out
 
@@ -103,6 +106,40 @@ def test_the_memory_script_takes_its_time_from_three_rounds(monkeypatch):
     monkeypatch.setattr("sys.argv", ["memory.py", "--only", "4"])
     memory.main()
     assert [work.steps for works in raced for work in works.values()] == [4, 4]
+
+
+def test_the_gpu_script_times_only_what_is_the_same_step_in_float32(tmp_path, monkeypatch):
+    ran = []
+
+    def alone(work, **_):
+        ran.append(work.dtype)
+        found = fake_lanes({work.variant: work})[work.variant]
+        (logged,) = found.end["history"]
+        norm = logged["grad_norm"] * (off if work.variant == "valor" else 1.0)
+        return dataclasses.replace(found, end={**found.end, "history": [{**logged, "grad_norm": norm}]})
+
+    off = 1.01
+    with pytest.raises(AssertionError, match="did not train alike"):
+        run_gpu_script(monkeypatch, tmp_path, alone)
+    assert ran == ["float32", "float32"]
+    off = 1.0001
+    run_gpu_script(monkeypatch, tmp_path, alone)
+    assert ran == ["float32"] * 4 + ["bfloat16"] * 2
+
+
+@pytest.mark.parametrize("key", lane.LOGGED)
+def test_what_is_no_number_is_no_agreement(key):
+    works = {name: Work(variant=name) for name in ("stock", "valor")}
+    logged = dict.fromkeys(lane.LOGGED, 1.0)
+
+    def lanes(*values):
+        ends = [{"history": [{**logged, key: value}]} for value in values]
+        return {name: race.Lane(works[name], {}, end, []) for name, end in zip(works, ends, strict=True)}
+
+    race.require_same_training(lanes(1.0, 1.0))
+    for values in ((1.0, math.nan), (math.nan, 1.0), (math.inf, math.inf)):
+        with pytest.raises(AssertionError, match=key):
+            race.require_same_training(lanes(*values))
 
 
 def test_model_flops_of_a_known_model():

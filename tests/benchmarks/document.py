@@ -95,8 +95,8 @@ it leaves in `build/benchmarks/`. A step's time is by the clock, with VALOR's de
 
 ## Commands
 
-`make bench` runs what follows and writes this page. What has a result for the present code is not run again. Each
-command takes `--help`; results are in `build/benchmarks/`.
+`make bench` runs what follows and writes this page. What has a result for the present code, options and machine is not
+run again. Each command takes `--help`; results are in `build/benchmarks/`.
 
 ```
 python tests/benchmarks/step.py          # --only step-2048px, --rounds 5, --profile PATH

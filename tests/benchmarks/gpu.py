@@ -10,15 +10,13 @@ Before the timed steps, a step in float32 must be the same training (`same_step`
 
 import argparse
 import dataclasses
-import json
 import statistics
-import time
 from collections.abc import Mapping
 from typing import Any
 
 from architectures import ARCHITECTURES, Architecture
 from lane import Work
-from race import RESULTS, Lane, alone, machine, require_same_training
+from race import Lane, alone, once, require_same_training
 
 PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
 """Dense bfloat16 peaks of NVIDIA's data sheets."""
@@ -101,6 +99,23 @@ def summary(lane: Lane, peak_tflops: float | None) -> dict[str, Any]:
     }
 
 
+def compare(size: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of stock TRL and VALOR at one size, once one step has shown that they train alike."""
+    peak = options.peak_tflops or known_peak(options.device)
+    # On a CPU, time is the process's own, and threads that wait for each other spend it too.
+    threads = 4 if options.device == "cuda" else 1
+    works = {name: plan(size, name, options) for name in ("stock", "valor")}
+    differences = same_step(works, threads=threads)
+    figures = {name: summary(alone(work, threads=threads), peak) for name, work in works.items()}
+    return {
+        "work": vars(works["valor"]),
+        "differences": differences,
+        "figures": figures,
+        "ratio": figures["stock"]["seconds"] / figures["valor"]["seconds"],
+        "device": device_name(options.device),
+    }
+
+
 def device_name(device: str) -> str:
     """Return what the device calls itself."""
     import torch
@@ -117,7 +132,7 @@ def known_peak(device: str) -> float | None:
 
 
 def main() -> None:
-    """Run the sizes and print and keep their figures."""
+    """Run the sizes that have no result yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--size", choices=ARCHITECTURES, nargs="+", default=["0.5b", "7b"])
@@ -127,22 +142,11 @@ def main() -> None:
     parser.add_argument("--source-px", type=int, default=2048, help="side of the source images (default 2048)")
     parser.add_argument("--rounds", type=int, default=5, help="steps that count, after one that does not (default 5)")
     parser.add_argument("--peak-tflops", type=float, help="of the device in bfloat16 (default: by its name)")
+    parser.add_argument("--again", action="store_true", help="measure again what has a result")
     options = parser.parse_args()
-    peak = options.peak_tflops or known_peak(options.device)
-    # On a CPU, time is the process's own, and threads that wait for each other spend it too.
-    threads = 4 if options.device == "cuda" else 1
     for size in options.size:
-        works = {name: plan(size, name, options) for name in ("stock", "valor")}
-        differences = same_step(works, threads=threads)
-        figures = {name: summary(alone(work, threads=threads), peak) for name, work in works.items()}
-        result = {"work": vars(works["valor"]), "figures": figures, "differences": differences}
-        result["ratio"] = figures["stock"]["seconds"] / figures["valor"]["seconds"]
-        result["machine"] = machine()
-        result["device"] = device_name(options.device)
-        result["date"] = time.strftime("%Y-%m-%d")
-        RESULTS.mkdir(parents=True, exist_ok=True)
-        (RESULTS / f"gpu-{size}-{options.device}.json").write_text(json.dumps(result, indent=1), encoding="utf-8")
-        for name, found in figures.items():
+        result = once(f"gpu-{size}-{options.device}", lambda s=size: compare(s, options), options)
+        for name, found in result["figures"].items():
             utilisation = "unknown" if found["mfu"] is None else f"{found['mfu']:.1%}"
             print(
                 f"{size} {name}: {found['seconds']:.2f} s/step, MFU {utilisation}, peak {found['peak_mb']:.0f} MB, "

@@ -49,7 +49,7 @@ def main() -> None:
         result = once(
             f"memory-g{generations:02d}",
             lambda g=generations: compare(g, architecture=options.architecture, rounds=options.rounds),
-            again=options.again,
+            options,
         )
         for what, value in result["ratios"].items():
             print(f"  {what}: {value['median']:.2f}", flush=True)

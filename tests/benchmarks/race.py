@@ -1,8 +1,10 @@
 """The race: lanes in processes of their own take turns, step by step, and only ratios within a round are kept.
 
-Results are JSON files in build/benchmarks (git-ignored); what has one for the present code is not run again.
+Results are JSON files in build/benchmarks (git-ignored); what has one for the present code, options and machine is not
+run again.
 """
 
+import argparse
 import contextlib
 import dataclasses
 import json
@@ -120,34 +122,50 @@ def require_same_training(lanes: Mapping[str, Lane]) -> dict[str, float]:
     return worst
 
 
-_MEASURING = ("architectures", "lane", "memory", "race", "rewards", "step")
+_NO_OPTIONS = ("again", "only", "profile", "size")
+"""Options that choose what is run, not how."""
 
 
-def once(name: str, measure: Callable[[], dict[str, Any]], *, again: bool, folder: Path = RESULTS) -> dict[str, Any]:
-    """Return a benchmark's result: the one on disk where code and options are the same, else a new one."""
+def code_digest() -> str:
+    """Return the sha256 of all of `valor` and of the benchmarks that measure.
+
+    All of `valor`, since a module left out, however far from training, would let a result outlive its code. The
+    libraries belong to the machine: they differ between one with a GPU and one without.
+    """
     from valor import artifacts
 
-    path = folder / f"{name}.json"
-    own = [artifacts.digest_file(Path(__file__).with_name(f"{name}.py")) for name in _MEASURING]
-    parts = ["training", "rewards", "metrics", "clinical", "models", "data/manifest.py"]
-    options = [word for word in sys.argv[1:] if word != "--again"]
-    code = artifacts.digest_value([artifacts.digest_code(parts, ["torch", "transformers", "trl"]), own, options])
-    if path.exists() and not again:
+    paths = (path for path in sorted(HERE.glob("*.py")) if path.stem != "document" and not path.match("test_*"))
+    own = [[path.name, artifacts.digest_file(path)] for path in paths]
+    return artifacts.digest_value([artifacts.digest_code(["."], libraries=()), own])
+
+
+def once(name: str, measure: Callable[[], dict[str, Any]], options: argparse.Namespace) -> dict[str, Any]:
+    """Return a benchmark's result: the one on disk where code, options and machine are the same, else a new one.
+
+    Args:
+        name: the result's, unlike any other's.
+        measure: makes the result.
+        options: of the script; `again` asks for a new result.
+    """
+    path = RESULTS / f"{name}.json"
+    chosen = {key: str(value) for key, value in vars(options).items() if key not in _NO_OPTIONS}
+    key = {"code": code_digest(), "options": chosen, "machine": machine()}
+    if path.exists() and not options.again:
         result = json.loads(path.read_text(encoding="utf-8"))
-        if result["code"] == code:
+        if key == {part: result.get(part) for part in key}:
             print(f"{name}: measured before ({result['date']})", flush=True)
             return result
     print(f"{name} ...", flush=True)
     start = time.monotonic()
-    result = {**measure(), "code": code, "date": time.strftime("%Y-%m-%d"), "machine": machine()}
+    result = {**measure(), **key, "date": time.strftime("%Y-%m-%d")}
     result["took_s"] = round(time.monotonic() - start)
-    folder.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1), encoding="utf-8")
     return result
 
 
 def machine() -> str:
-    """Return the processor, how many of it, and the libraries, in words."""
+    """Return the processor, how many of it, the GPU where there is one, and the libraries, in words."""
     import torch
     import transformers
     import trl
@@ -157,7 +175,8 @@ def machine() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), cpu)
     libraries = f"torch {torch.__version__}, transformers {transformers.__version__}, TRL {trl.__version__}"
-    return f"{os.cpu_count()} x {cpu}, Python {platform.python_version()}, {libraries}"
+    gpu = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{os.cpu_count()} x {cpu}, {gpu}Python {platform.python_version()}, {libraries}"
 
 
 @contextlib.contextmanager

@@ -95,7 +95,7 @@ def main() -> None:
             result["openi"] = text_rate(openi(options.openi), batch=BATCH // 5)
         return result
 
-    result = once("rewards-text", rates, again=options.again)
+    result = once("rewards-text", rates, options)
     for source in ("phantom", "openi"):
         if source in result:
             print(f"  {source}: {result[source]['median']:.0f} completions/s/core", flush=True)
@@ -103,7 +103,7 @@ def main() -> None:
         found = once(
             f"rewards-{reward}-share",
             lambda r=reward: share(r, architecture=options.architecture, rounds=options.rounds),
-            again=options.again,
+            options,
         )
         print(
             f"  {reward}: {found['share']:.1%} of a step, and {found['embedding_share']:.1%} to embed its"

@@ -51,7 +51,7 @@ def main() -> None:
             result = once(
                 name,
                 lambda c=changes, v=variants: compare(c, v, architecture=options.architecture, rounds=options.rounds),
-                again=options.again,
+                options,
             )
             for what, value in result["ratios"].items():
                 print(f"  {what}: {value['median']:.2f} ({value['low']:.2f} to {value['high']:.2f})", flush=True)

@@ -1,9 +1,12 @@
 """The benchmarks' own machinery: a race over tiny models that trains alike, results that are kept, a document."""
 
+import argparse
 import dataclasses
 import io
 import json
 import math
+import shutil
+from pathlib import Path
 
 import document
 import gpu
@@ -13,6 +16,15 @@ import pytest
 import race
 import step
 from lane import Turns, Work
+
+from valor import artifacts
+
+
+@pytest.fixture
+def results(tmp_path, monkeypatch) -> Path:
+    """Return the folder that results go to."""
+    monkeypatch.setattr(race, "RESULTS", tmp_path / "results")
+    return tmp_path / "results"
 
 
 def run_lane(variant: str, **changes) -> list[dict]:
@@ -48,17 +60,16 @@ def test_an_expert_embeds_each_image_once_however_many_completions():
     assert end["embedding_cpu"] > 0
 
 
-def run_gpu_script(monkeypatch, folder, alone) -> None:
+def run_gpu_script(monkeypatch, alone) -> None:
     monkeypatch.setattr(gpu, "alone", alone)
-    monkeypatch.setattr(gpu, "RESULTS", folder)
     options = ["--size", "tiny", "--rounds", "1", "--tokens", "4", "--prompts", "1", "--source-px", "64"]
     monkeypatch.setattr("sys.argv", ["gpu.py", "--device", "cpu", "--peak-tflops", "0.1", *options])
     gpu.main()
 
 
-def test_the_gpu_script_on_a_cpu(tmp_path, monkeypatch, capsys):
-    run_gpu_script(monkeypatch, tmp_path, lambda work, **_: as_lane(**dataclasses.asdict(work)))
-    result = json.loads((tmp_path / "gpu-tiny-cpu.json").read_text())
+def test_the_gpu_script_on_a_cpu(results, monkeypatch, capsys):
+    run_gpu_script(monkeypatch, lambda work, **_: as_lane(**dataclasses.asdict(work)))
+    result = json.loads((results / "gpu-tiny-cpu.json").read_text())
     assert result["work"]["dtype"] == "bfloat16"
     assert result["differences"]["grad_norm"] < 1e-3
     assert 0 < result["figures"]["valor"]["mfu"] < 1
@@ -102,13 +113,13 @@ def test_every_comparison_counts_the_images(monkeypatch):
 def test_the_memory_script_takes_its_time_from_three_rounds(monkeypatch):
     raced = []
     monkeypatch.setattr(memory, "race", lambda works: raced.append(works) or fake_lanes(works))
-    monkeypatch.setattr(memory, "once", lambda name, measure, **_: measure())
+    monkeypatch.setattr(memory, "once", lambda name, measure, options: measure())
     monkeypatch.setattr("sys.argv", ["memory.py", "--only", "4"])
     memory.main()
     assert [work.steps for works in raced for work in works.values()] == [4, 4]
 
 
-def test_the_gpu_script_times_only_what_is_the_same_step_in_float32(tmp_path, monkeypatch):
+def test_the_gpu_script_times_only_what_is_the_same_step_in_float32(results, monkeypatch):
     ran = []
 
     def alone(work, **_):
@@ -120,10 +131,10 @@ def test_the_gpu_script_times_only_what_is_the_same_step_in_float32(tmp_path, mo
 
     off = 1.01
     with pytest.raises(AssertionError, match="did not train alike"):
-        run_gpu_script(monkeypatch, tmp_path, alone)
+        run_gpu_script(monkeypatch, alone)
     assert ran == ["float32", "float32"]
     off = 1.0001
-    run_gpu_script(monkeypatch, tmp_path, alone)
+    run_gpu_script(monkeypatch, alone)
     assert ran == ["float32"] * 4 + ["bfloat16"] * 2
 
 
@@ -152,21 +163,53 @@ def test_a_ratio_is_of_rounds_and_not_of_sums():
     assert race.ratio([2.0, 30.0, 4.0], [1.0, 10.0, 1.0]) == {"median": 3.0, "low": 2.0, "high": 4.0, "rounds": 3}
 
 
-def test_a_result_is_kept_until_the_code_changes(tmp_path, monkeypatch):
+def test_a_result_is_kept_for_one_code_machine_and_options(results, monkeypatch):
     calls = []
 
-    def measure():
-        calls.append(1)
-        return {"ratios": {}}
+    def measured(**options) -> bool:
+        before = len(calls)
+        given = argparse.Namespace(**{"again": False, "only": None, "rounds": 3, **options})
+        race.once("some", lambda: calls.append(1) or {"ratios": {}}, given)
+        return len(calls) > before
 
-    for _ in range(2):
-        race.once("some", measure, again=False, folder=tmp_path)
-    assert len(calls) == 1
-    race.once("some", measure, again=True, folder=tmp_path)
-    assert len(calls) == 2
-    monkeypatch.setattr("valor.artifacts.digest_code", lambda *_: "another")
-    race.once("some", measure, again=False, folder=tmp_path)
-    assert len(calls) == 3
+    assert measured()
+    assert not measured()
+    assert not measured(only="some")
+    assert measured(again=True)
+    assert measured(rounds=4)
+    assert measured()
+    monkeypatch.setattr(race, "machine", lambda: "another")
+    assert measured()
+    assert not measured()
+    monkeypatch.setattr(race, "code_digest", lambda: "another")
+    assert measured()
+    assert not measured()
+
+
+def test_a_result_of_an_older_script_is_measured_again(results):
+    results.mkdir()
+    (results / "some.json").write_text('{"date": "2026-01-02", "ratio": 1.0}')
+    assert race.once("some", lambda: {"ratio": 2.0}, argparse.Namespace(again=False))["ratio"] == 2.0
+
+
+def test_every_module_of_valor_and_of_the_benchmarks_counts_as_code(tmp_path, monkeypatch):
+    package, own = tmp_path / "valor", tmp_path / "benchmarks"
+    for real, copy in ((Path(artifacts.__file__).parent, package), (race.HERE, own)):
+        shutil.copytree(real, copy, ignore=shutil.ignore_patterns("__pycache__"))
+    real = race.code_digest()
+    monkeypatch.setattr(artifacts, "__file__", str(package / "artifacts.py"))
+    monkeypatch.setattr(race, "HERE", own)
+    assert race.code_digest() == real
+    seen = {real}
+    measuring = ("architectures", "gpu", "lane", "memory", "race", "rewards", "step")
+    counted = [*package.rglob("*.py"), *(own / f"{name}.py" for name in measuring)]
+    for count, path in enumerate(counted, 1):
+        path.write_text(path.read_text() + "# another\n")
+        seen.add(race.code_digest())
+        assert len(seen) == 1 + count, path
+    for name in ("document.py", "test_benchmarks.py"):
+        (own / name).write_text("# another\n")
+        assert race.code_digest() in seen
 
 
 def test_the_document_says_what_was_measured_and_what_was_missed(tmp_path):

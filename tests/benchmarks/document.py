@@ -1,8 +1,11 @@
-"""Writes docs/benchmarks.md and its figure from the results in build/benchmarks."""
+"""Writes docs/benchmarks.md and its figure from the results in build/benchmarks.
+
+Only results of one code are shown, the newest; the page names those of other code without their figures.
+"""
 
 import argparse
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,8 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 FIGURE = "images/benchmarks.svg"
 Results = Mapping[str, Mapping[str, Any]]
 _GPU = ("stock", "valor")
+_ON_CPU = ("step-", "memory-", "rewards-")
+"""How the names of `make bench`'s results begin."""
 
 _ASKED = (
     ("step-checkpointing", "stock / valor", "Time of stock TRL over VALOR's, gradient checkpointing", "at least", 3.0),
@@ -40,22 +45,48 @@ _LABELS = {
 }
 
 
-def page(results: Results) -> str:
-    """Return the page."""
-    one = next(result for name, result in results.items() if not name.startswith("gpu-"))
+def of_one_code(results: Results) -> tuple[Results, list[str]]:
+    """Return the results of the code of `make bench`'s newest, and the names of those of other code or of none.
+
+    The GPU script's CPU form measures nothing that the page shows: it is in neither.
+    """
+    on_cpu = [result for name, result in results.items() if name.startswith(_ON_CPU) and "code" in result]
+    if not on_cpu:
+        raise SystemExit(f"{RESULTS}: no results that name their code; run `make bench`")
+    code = max(on_cpu, key=lambda result: result["date"])["code"]
+    shown = {name: result for name, result in results.items() if name.startswith(_ON_CPU) or _is_gpu(name)}
+    kept = {name: result for name, result in shown.items() if result.get("code") == code}
+    return kept, sorted(shown.keys() - kept.keys())
+
+
+def page(results: Results, others: Sequence[str] = ()) -> str:
+    """Return the page.
+
+    Args:
+        results: of one code.
+        others: names of what has a result of other code only.
+    """
+    places = _places(results, _ON_CPU)
+    one_place = len(places) == 1
+    written = f" on {places[0]}." if one_place else "; each section says when and where it was measured."
+
+    def where(prefix: str) -> str:
+        own = _places(results, prefix)
+        return "" if one_place or not own else f"Measured on {'; '.join(own)}.\n\n"
+
     return f"""\
 # Benchmarks
 
-Written by `make bench` on {one["date"]}: {one["machine"]}.
+Written by `make bench`{written}
 Each figure is a ratio within one run: processes of one thread take turns step by step, and the median of the rounds'
 ratios is kept, with the least and the greatest. Times are CPU seconds of the process, so other work on the machine
-moves them little.
+moves them little.{_others(others)}
 
 ![A step's time, stock TRL and VALOR]({FIGURE})
 
 ## A GRPO step
 
-{ARCHITECTURES["small"].words}, random weights, one prompt (two with 2,048 px)
+{where("step-")}{ARCHITECTURES["small"].words}, random weights, one prompt (two with 2,048 px)
 with G = 8 completions of 64 tokens a step, every image new to the run. *Stock* is `trl.GRPOTrainer` as TRL's
 documentation shows it, on the same pixels. VALOR's time includes each image's decoding and shrinking, which it does
 once. Before a ratio counts, losses must agree to 1e-5 at every step, and gradient norms, entropies and rewards to 1e-3.
@@ -71,14 +102,14 @@ next to nothing.
 
 ## Stage 2 by group size
 
-The projector alone trains, gradient checkpointing. Time is as above, with VALOR's decoding and shrinking. Memory is the
-process's peak above what the built model holds.
+{where("memory-")}The projector alone trains, gradient checkpointing. Time is as above, with VALOR's decoding and
+shrinking. Memory is the process's peak above what the built model holds.
 
 {_table(("G", "time, stock / VALOR", "memory, stock / VALOR", "stock, MB", "VALOR, MB"), _memory_rows(results))}
 
 ## Rewards
 
-{_reward_lines(results)}
+{where("rewards-")}{_reward_lines(results)}
 
 ## On a GPU
 
@@ -131,6 +162,20 @@ def figure(results: Results, path: Path) -> None:
         axes.set_xlim(0, 125)
         axes.grid(visible=False, axis="y")
         axes.set(xlabel="%")
+
+
+def _is_gpu(name: str) -> bool:
+    return name.startswith("gpu-") and name.endswith("-cuda")
+
+
+def _places(results: Results, prefix: str | tuple[str, ...]) -> list[str]:
+    """Return the days and machines of the results whose names begin with the prefix, each once."""
+    found = (result for name, result in results.items() if name.startswith(prefix))
+    return sorted({f"{result['date'][:10]}: {result['machine']}" for result in found})
+
+
+def _others(names: Sequence[str]) -> str:
+    return f"\n\nNot measured with this code: {', '.join(names)}." if names else ""
 
 
 def _ratio_rows(results: Results) -> list[str]:
@@ -195,20 +240,21 @@ def _reward_lines(results: Results) -> str:
 
 
 def _gpu(results: Results) -> str:
-    found = {name: result for name, result in results.items() if name.startswith("gpu-") and name.endswith("-cuda")}
+    found = {name: result for name, result in results.items() if _is_gpu(name)}
     if not found:
-        return "The GPU figures have not been measured: no GPU was at hand. The script's CPU form is tested:"
+        return "No GPU was at hand: the figures have not been measured with this code. The script's CPU form is tested:"
     rows = []
     for result in found.values():
         size, stock, ours = (ARCHITECTURES[result["work"]["architecture"]].words, *map(result["figures"].get, _GPU))
         mfu = " / ".join("unknown" if one["mfu"] is None else f"{one['mfu']:.1%}" for one in (stock, ours))
         rows.append(
-            f"| {size} | {result['device']}, {result['date']} | {result['ratio']:.2f}x | "
+            f"| {size} | {result['device']} | {result['ratio']:.2f}x | "
             f"{stock['completion_tokens_per_s']:.0f} / {ours['completion_tokens_per_s']:.0f} | {mfu} | "
             f"{stock['peak_mb'] / 1024:.1f} / {ours['peak_mb'] / 1024:.1f} |"
         )
     head = ("model", "device", "time, stock / VALOR", "completion tokens/s", "MFU", "peak memory, GiB")
-    return _table(head, rows) + "\n\nOf each pair the first is stock TRL, the second VALOR. The commands:"
+    words = f"Measured on {'; '.join(_places(found, 'gpu-'))}. Of each pair the first is stock TRL, the second VALOR."
+    return f"{_table(head, rows)}\n\n{words} The commands:"
 
 
 def _spread(value: Mapping[str, float]) -> str:
@@ -218,10 +264,9 @@ def _spread(value: Mapping[str, float]) -> str:
 def main() -> None:
     """Write the page and the figure."""
     argparse.ArgumentParser(description=__doc__).parse_args()
-    results = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
-    if not any(not name.startswith("gpu-") for name in results):
-        raise SystemExit(f"{RESULTS}: no results; run `make bench`")
-    (DOCS / "benchmarks.md").write_text(page(results), encoding="utf-8")
+    every = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))}
+    results, others = of_one_code(every)
+    (DOCS / "benchmarks.md").write_text(page(results, others), encoding="utf-8")
     figure(results, DOCS / FIGURE)
     print(f"wrote {DOCS / 'benchmarks.md'} and {DOCS / FIGURE}")
 

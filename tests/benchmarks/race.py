@@ -157,7 +157,8 @@ def once(name: str, measure: Callable[[], dict[str, Any]], options: argparse.Nam
             return result
     print(f"{name} ...", flush=True)
     start = time.monotonic()
-    result = {**measure(), **key, "date": time.strftime("%Y-%m-%d")}
+    # With the time in UTC, so that the newest of a day's results is known, wherever each was made.
+    result = {**measure(), **key, "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())}
     result["took_s"] = round(time.monotonic() - start)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(result, indent=1), encoding="utf-8")

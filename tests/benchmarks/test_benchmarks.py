@@ -212,26 +212,94 @@ def test_every_module_of_valor_and_of_the_benchmarks_counts_as_code(tmp_path, mo
         assert race.code_digest() in seen
 
 
-def test_the_document_says_what_was_measured_and_what_was_missed(tmp_path):
+def step_result(**changes) -> dict:
+    """Return a result of the step benchmark as it is kept."""
     spread = {"median": 3.5, "low": 3.4, "high": 3.6, "rounds": 3}
-    step = {
-        "work": dataclasses.asdict(Work(variant="valor")), "machine": "a machine", "date": "2026-01-02", "took_s": 60,
-        "ratios": {"stock / valor": spread, "valor / floor": {**spread, "median": 1.3}}, "threads": 1,
+    return {
+        "work": dataclasses.asdict(Work(variant="valor")), "machine": "a machine", "date": "2026-01-02T10:00:00Z",
+        "ratios": {"stock / valor": spread, "valor / floor": {**spread, "median": 1.3}}, "threads": 1, "took_s": 60,
         "differences": {"loss": 1e-7, "grad_norm": 1e-6}, "seconds": {"stock": 7.0, "valor": 2.0, "floor": 1.5},
+        "code": "present", "options": {}, **changes,
     }  # fmt: skip
-    text = document.page({"step-checkpointing": step})
+
+
+def memory_result(**changes) -> dict:
+    result = step_result(activations_mb={"stock": 608.0, "valor": 219.0}, **changes)
+    spread = result["ratios"]["stock / valor"]
+    return {**result, "ratios": {"stock / valor": spread, "memory, stock / valor": {**spread, "median": 2.78}}}
+
+
+def gpu_result(**changes) -> dict:
+    figures = {"mfu": 0.25, "completion_tokens_per_s": 900.0, "peak_mb": 20480.0}
+    return {
+        "work": dataclasses.asdict(Work(variant="valor")), "ratio": 2.5, "device": "a card", "code": "present",
+        "figures": {"stock": {**figures, "mfu": None}, "valor": figures}, "machine": "a host with a card",
+        "date": "2026-01-03T10:00:00Z", **changes,
+    }  # fmt: skip
+
+
+def test_the_document_says_what_was_measured_and_what_was_missed(tmp_path):
+    text = document.page({"step-checkpointing": step_result()})
     assert "| 3.50x (3.40 to 3.60) | at least 3 | yes |" in text
     assert "| 1.30x (3.40 to 3.60) | at most 1.15 | **no** |" in text
-    assert "a machine" in text
     assert "have not been measured" in text
-    lane = {"mfu": 0.25, "completion_tokens_per_s": 900.0, "peak_mb": 20480.0}
-    gpu = {
-        "work": step["work"], "figures": {"stock": {**lane, "mfu": None}, "valor": lane}, "ratio": 2.5,
-        "device": "a card", "date": "2026-01-03",
-    }  # fmt: skip
-    measured = document.page({"gpu-small-cuda": gpu, "step-checkpointing": step})
-    assert "| a card, 2026-01-03 | 2.50x | 900 / 900 | unknown / 25.0% | 20.0 / 20.0 |" in measured
+    measured = document.page({"gpu-small-cuda": gpu_result(), "step-checkpointing": step_result()})
+    assert "| a card | 2.50x | 900 / 900 | unknown / 25.0% | 20.0 / 20.0 |" in measured
+    assert "Measured on 2026-01-03: a host with a card. Of each pair" in measured
     assert "have not been measured" not in measured
-    assert "have not been measured" in document.page({"gpu-small-cpu": gpu, "step-checkpointing": step})
-    document.figure({"step-checkpointing": step}, tmp_path / "figure.svg")
+    document.figure({"step-checkpointing": step_result()}, tmp_path / "figure.svg")
     assert "3.5x faster" in (tmp_path / "figure.svg").read_text()
+
+
+def test_the_document_shows_the_newest_code_alone():
+    step = step_result(date="2026-01-02T10:00:01Z")
+    results = {
+        "step-checkpointing": step,
+        "step-plain": step_result(code="older"),
+        "memory-g04": memory_result(code="older"),
+        "gpu-7b-cuda": gpu_result(code="other, later"),
+        "gpu-0.5b-cuda": {key: value for key, value in gpu_result().items() if key != "code"},
+        "gpu-tiny-cpu": gpu_result(code="other, later"),
+    }
+    kept, others = document.of_one_code(results)
+    assert kept == {"step-checkpointing": step}
+    assert others == ["gpu-0.5b-cuda", "gpu-7b-cuda", "memory-g04", "step-plain"]
+    same = {name: {**result, "code": "present"} for name, result in results.items()}
+    assert document.of_one_code(same) == ({name: same[name] for name in same if name != "gpu-tiny-cpu"}, [])
+    with pytest.raises(SystemExit, match="make bench"):
+        document.of_one_code({"gpu-7b-cuda": gpu_result()})
+
+
+def test_results_of_other_code_are_named_and_their_figures_left_out(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(document, "RESULTS", results)
+    monkeypatch.setattr(document, "DOCS", tmp_path)
+    monkeypatch.setattr("sys.argv", ["document.py"])
+    results.mkdir()
+
+    def written(code: str) -> str:
+        (results / "step-checkpointing.json").write_text(json.dumps(step_result(date="2026-01-04T10:00:00Z")))
+        (results / "memory-g08.json").write_text(json.dumps(memory_result(code=code)))
+        document.main()
+        return (tmp_path / "benchmarks.md").read_text()
+
+    text = written("older")
+    assert "2.78x" not in text
+    assert "\n\nNot measured with this code: memory-g08.\n\n" in text
+    text = written("present")
+    assert "2.78x" in text
+    assert "Not measured with this code" not in text
+
+
+def test_sections_measured_apart_say_when_and_where():
+    together = document.page({"step-plain": step_result(), "memory-g08": memory_result(date="2026-01-02T23:00:00Z")})
+    assert "Written by `make bench` on 2026-01-02: a machine." in together
+    assert "Measured on" not in together
+    for changes, place in (
+        ({"machine": "another"}, "2026-01-02: another"),
+        ({"date": "2026-01-05T10:00:00Z"}, "2026-01-05: a machine"),
+    ):
+        apart = document.page({"step-plain": step_result(), "memory-g08": memory_result(**changes)})
+        assert "Written by `make bench`; each section says" in apart
+        assert "## A GRPO step\n\nMeasured on 2026-01-02: a machine.\n\n" in apart
+        assert f"## Stage 2 by group size\n\nMeasured on {place}.\n\n" in apart
+        assert "## Rewards\n\nNot measured yet." in apart

@@ -32,7 +32,11 @@ from valor.training.work import Work, open_work
 
 log = logging.getLogger(__name__)
 
-_CODE = ("training", "rewards", "metrics", "clinical", "models", "data/manifest.py", "stages/{stage}.py")
+_CODE = (
+    "training", "rewards", "metrics", "clinical", "models", "data/manifest.py", "recipe/trainer_defaults.py",
+    "stages/{stage}.py",
+)  # fmt: skip
+"""Packages and modules of valor that a stage's weights depend on; its settings are in the identity by value."""
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers")
 _HISTORY_POINTS = 60
 

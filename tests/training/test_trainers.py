@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from tiny_llava import PROMPT, world
 
 from valor.context import Context
-from valor.errors import IntegrityError, ValorError
+from valor.errors import IntegrityError, Interrupted, ValorError
 from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Lora, SftSettings
 from valor.stages.grpo_text import grpo_text
@@ -112,6 +112,18 @@ def test_grpo_continues_exactly_within_and_across_epochs(tmp_path, monkeypatch, 
     run_until(step, monkeypatch, grpo_text, TEXT, tmp_path / "text", parent=world().parent)
     assert run(grpo_text, TEXT, tmp_path / "text", parent=world().parent)["resumed_from_step"] == step
     assert_same_weights(undisturbed / "text", tmp_path / "text")
+
+
+def test_a_training_that_stops_before_its_last_step_is_no_artifact(tmp_path, monkeypatch, undisturbed):
+    def stop(self, args, state, control, **_):
+        control.should_training_stop = state.global_step == 3
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted, match=r"^sft: .* step 3 of 8 .*; run again"):
+        patch.setattr(callbacks.KeepEpochsOrder, "on_step_end", stop)
+        run(sft, SFT, tmp_path / "sft", base=world().base)
+    assert not (tmp_path / "sft").exists()
+    assert run(sft, SFT, tmp_path / "sft", base=world().base)["resumed_from_step"] == 3
+    assert_same_weights(undisturbed / "sft", tmp_path / "sft")
 
 
 def with_lora(settings):

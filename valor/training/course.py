@@ -18,7 +18,7 @@ from typing import Any
 from valor import artifacts
 from valor.context import Context, home
 from valor.data.manifest import Study
-from valor.errors import ResourceError, UserError
+from valor.errors import Interrupted, ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import Guards, Lora, TrainStage
 from valor.training import launch
@@ -83,7 +83,7 @@ def train(
         IntegrityError: a merged adapter changed what the model says.
         GuardStop: the loss or a trained parameter became NaN, or the policy collapsed.
         ResourceError: out of memory or disk.
-        Interrupted: SIGTERM; run again to continue.
+        Interrupted: SIGTERM, or the trainer stopped before its last step; run again to continue.
     """
     from valor.training.callbacks import require_finite
 
@@ -125,6 +125,7 @@ def train(
             log.info("%s: continuing from %s", stage, resume.name)
         if resume is None or not _restore_finished(trainer, resume):
             trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+            _require_last_step(stage, trainer.state)
         for speedup in speedups:
             speedup.detach()
         metrics = _metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
@@ -270,6 +271,15 @@ def _restore_finished(trainer: Any, resume: Path) -> bool:
     trainer._load_from_checkpoint(str(resume))
     trainer.state = state
     return True
+
+
+def _require_last_step(stage: str, state: Any) -> None:
+    """Raise Interrupted where the trainer returned before its last step: half a training is no artifact."""
+    if state.global_step < state.max_steps:
+        raise Interrupted(
+            f"{stage}: the trainer stopped at step {state.global_step} of {state.max_steps} without a word; run again "
+            "to continue from the last checkpoint"
+        )
 
 
 def _write(

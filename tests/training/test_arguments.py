@@ -42,9 +42,15 @@ def test_the_recipe_overrides_defaults_but_not_what_valor_owns(tmp_path):
         ("sft", "logging_dir", "another tracker"),
         ("grpo_text", "vllm_server_base_url", "another server"),
         ("sft", "save_total_limit", "set by VALOR"),
+        ("sft", "enable_jit_checkpoint", "SIGTERM"),
+        ("grpo_text", "sync_ref_model", "the synced reference is not in checkpoints"),
+        ("sft", "ignore_data_skip", "begin its epoch anew"),
+        ("grpo_vision", "auto_find_batch_size", "another batch than the recipe's"),
+        ("sft", "trust_remote_code", "run code that comes with the model"),
+        ("grpo_text", "model_init_kwargs", "VALOR loads the model"),
     ],
 )
-def test_fields_that_publish_or_that_valor_decides_are_refused_with_the_reason(section, field, words):
+def test_fields_that_are_not_the_recipes_to_set_are_refused_with_the_reason(section, field, words):
     with pytest.raises(UserError, match=rf"{section}\.trainer\.{field}: .*{words}.*; remove it") as caught:
         load("phantom", [f"{section}.trainer.{field}=x"])
     assert "\n" not in str(caught.value)
@@ -55,6 +61,22 @@ def test_fields_that_publish_or_that_valor_decides_are_refused_with_the_reason(s
 @pytest.mark.parametrize("field", ["logging_steps", "log_level", "save_steps", "learning_rate"])
 def test_fields_that_publish_nothing_are_the_recipes(field):
     assert load("phantom", [f"grpo_text.trainer.{field}=3"]).grpo_text.trainer[field] == 3
+
+
+@pytest.mark.parametrize(
+    "field",
+    ["num_generations", "gradient_accumulation_steps", "per_device_train_batch_size", "max_steps", "num_iterations"],
+)
+def test_what_is_counted_is_a_whole_number(field):
+    for section in ("grpo_text", "grpo_vision"):
+        with pytest.raises(UserError, match=rf"{section}\.trainer\.{field}: is 8\.0, expected a whole number"):
+            load("phantom", [f"{section}.trainer.{field}=8.0"])
+        assert getattr(load("phantom", [f"{section}.trainer.{field}=8"]), section).trainer[field] == 8
+
+
+@pytest.mark.parametrize("field", ["save_steps", "logging_steps", "warmup_steps"])
+def test_some_steps_may_be_a_share_of_the_training(field):
+    assert load("phantom", [f"sft.trainer.{field}=0.25"]).sft.trainer[field] == 0.25
 
 
 def committed():

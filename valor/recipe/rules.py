@@ -35,12 +35,30 @@ _PUBLISHING = {
     ("vllm_server_",): "it would send prompts and images to another server",
 }
 """Beginnings of trainer fields that could carry text, images or models out, and why each is refused."""
-_NUMBERS = (
-    "learning_rate", "max_steps", "num_train_epochs", "warmup_steps", "save_steps", "logging_steps", "weight_decay",
-    "per_device_train_batch_size", "gradient_accumulation_steps", "num_generations", "steps_per_generation",
-    "generation_batch_size", "temperature", "beta", "epsilon",
+_REFUSED = {
+    "enable_jit_checkpoint": (
+        "it takes SIGTERM from VALOR, which saves and leaves by itself, and ends a training as if it were done"
+    ),
+    "sync_ref_model": "the synced reference is not in checkpoints, so a resumed stage would be another training",
+    "ignore_data_skip": "a resumed stage would begin its epoch anew, which is another training",
+    "auto_find_batch_size": (
+        "it would train with another batch than the recipe's where memory runs out; lower per_device_train_batch_size"
+    ),
+    "trust_remote_code": "it would run code that comes with the model",
+    "model_init_kwargs": "VALOR loads the model (the stage's dtype is its setting), so TRL would ignore it",
+}
+"""Trainer fields that would undo what VALOR promises of every stage, and how."""
+_COUNTS = (
+    "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
+    "num_generations", "num_generations_eval", "num_iterations", "steps_per_generation", "generation_batch_size",
+    "top_k",
 )  # fmt: skip
-"""Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name."""
+_NUMBERS = (
+    *_COUNTS, "learning_rate", "num_train_epochs", "warmup_steps", "save_steps", "logging_steps", "weight_decay",
+    "temperature", "beta", "epsilon",
+)  # fmt: skip
+"""Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name.
+Steps of warm-up, saves and log lines may be fractions of the training."""
 _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
@@ -87,7 +105,7 @@ def check_publishing(key: str, value: bool, *, root: str, public: bool, source: 
 
 
 def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> None:
-    """Refuse fields of a stage's trainer that TRL does not know, VALOR sets itself, or that let text out.
+    """Refuse fields of a stage's trainer that TRL does not know, VALOR sets itself, or that break its promises.
 
     Raises:
         UserError: it names the field and the fix.
@@ -103,10 +121,14 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
         for beginnings, reason in _PUBLISHING.items():
             if field.startswith(beginnings):
                 raise UserError(f"{source}: {section}.trainer.{field}: {reason}; remove it")
+        if field in _REFUSED:
+            raise UserError(f"{source}: {section}.trainer.{field}: {_REFUSED[field]}; remove it")
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{source}: {section}.trainer.{field}: is {value}, expected a finite number")
         if field in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected a number")
+        if field in _COUNTS and not isinstance(value, int):
+            raise UserError(f"{source}: {section}.trainer.{field}: is {value!r}, expected a whole number (no point)")
         if field in _CHOICES and value not in _CHOICES[field]:
             choices = ", ".join(str(choice) for choice in _CHOICES[field])
             raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected one of {choices}")

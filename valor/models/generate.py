@@ -19,6 +19,13 @@ class Generated:
     truncated: bool
 
 
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the ids of the tokens that end a report: the tokenizer's and all that the model names, as TRL has it."""
+    named = model.generation_config.eos_token_id
+    of_model = [] if named is None else [named] if isinstance(named, int) else list(named)
+    return list(dict.fromkeys([tokenizer.eos_token_id, *of_model]))
+
+
 def generate_reports(
     model: Any,
     processor: Any,
@@ -86,7 +93,8 @@ def _write(
     from valor.models.cache import roomy_cache
 
     text = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
-    end_ids = set(torch.tensor(model.generation_config.eos_token_id).flatten().tolist())
+    end_ids = end_tokens(model, processor.tokenizer)
+    how = {**how, "eos_token_id": end_ids}
     reports: list[Generated] = []
     with torch.inference_mode():
         for start in range(0, len(images), batch_size):

@@ -15,16 +15,18 @@ def grpo_text(
     settings: GrpoTextSettings, *, dataset: Path, parent: Path, checkpoint: Path, context: Context
 ) -> StageResult:
     """Align `parent` with the text rewards of the recipe and write `checkpoint`."""
+    from valor.models.generate import end_tokens
     from valor.recipe.trainer_defaults import GRPO_DEFAULTS
     from valor.rewards.text import build as build_rewards
     from valor.training.arguments import check_enough_prompts, check_vllm, grpo_arguments
-    from valor.training.course import Policy, adapters, end_tokens, train
+    from valor.training.course import Policy, adapters, train
     from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:
         from valor.training.trainers import ReportGRPOTrainer
 
-        functions, weights = build_rewards(settings.rewards, eos_token_ids=end_tokens(policy.model))
+        ends = end_tokens(policy.model, policy.processor.tokenizer)
+        functions, weights = build_rewards(settings.rewards, eos_token_ids=ends)
         args = grpo_arguments(
             settings, output_dir=policy.output_dir, defaults=GRPO_DEFAULTS, reward_weights=list(weights)
         )

@@ -27,14 +27,14 @@ def grpo_vision(
     """Align the projector of `parent` with the expert's similarity and write `checkpoint`."""
     from valor.data.manifest import other_subjects
     from valor.models.expert import Expert
+    from valor.models.generate import end_tokens
     from valor.rewards.expert import expert_reward
-    from valor.training.course import Policy, end_tokens, train
+    from valor.training.course import Policy, train
 
     def build(policy: Policy) -> Any:
         judge = Expert.load(expert)
-        reward = expert_reward(
-            judge, similarity=settings.similarity, odds=settings.odds, eos_token_ids=end_tokens(policy.model)
-        )
+        ends = end_tokens(policy.model, policy.processor.tokenizer)
+        reward = expert_reward(judge, similarity=settings.similarity, odds=settings.odds, eos_token_ids=ends)
         others = settings.expert_image == "other"
         seen = other_subjects([study.subject_id for study in policy.studies]) if others else ()
         normalise = _normaliser(settings, judge.gate)

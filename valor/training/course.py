@@ -205,13 +205,6 @@ def _count_trained(model: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
-def end_tokens(model: Any) -> list[int]:
-    """Return the token ids that end a report."""
-    import torch
-
-    return torch.tensor(model.generation_config.eos_token_id).flatten().tolist()
-
-
 def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
     """Build the trainer; TRL complains about settings with ValueError, a damaged file with a kind of it."""
     from transformers import PrinterCallback

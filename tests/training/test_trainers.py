@@ -227,6 +227,49 @@ def test_vllm_forgets_images_after_the_weights_have_come():
     assert calls == ["sync", "forget"]
 
 
+LOSSES = {
+    "grpo": ({}, True),
+    "dr_grpo": ({"loss_type": "dr_grpo"}, True),
+    "dapo": ({"loss_type": "dapo"}, True),
+    "cispo": ({"loss_type": "cispo", "epsilon_high": 5.0}, True),
+    "luspo": ({"loss_type": "luspo", "importance_sampling_level": "sequence"}, True),
+    "sapo": ({"loss_type": "sapo"}, True),
+    "vespo": ({"loss_type": "vespo"}, True),
+    "bnpo": ({"loss_type": "bnpo"}, False),
+    "entropy bonus": ({"entropy_coef": 0.5}, False),
+    "high entropy alone": ({"top_entropy_quantile": 0.5}, False),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_completions_change_micro_batches_only_where_the_loss_does_not_see_it(tmp_path, monkeypatch, loss):
+    fields, lawful = LOSSES[loss]
+    step = {"max_steps": 1, "per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "optim": "sgd"}
+    chosen = TEXT.model_copy(update={"trainer": {**TEXT.trainer, **step, "learning_rate": 1.0, **fields}})
+    parent, regroup, moved = load_file(world().parent / "model.safetensors"), trainers.by_prompt, []
+
+    def changes(name: str) -> torch.Tensor:
+        run(grpo_text, chosen, tmp_path / name / "text", parent=world().parent)
+        after = load_file(tmp_path / name / "text" / "model.safetensors")
+        return torch.cat([(after[key] - parent[key]).flatten() for key in sorted(parent)])
+
+    def counted(batches):
+        found = regroup(batches)
+        dealt, together = ([batch["completion_ids"].tolist() for batch in each] for each in (batches, found))
+        moved.append(dealt != together)
+        return found
+
+    for name in ("as dealt", "by prompt"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr(trainers, "by_prompt", list)
+    expected = changes("as dealt")
+    monkeypatch.setattr(trainers, "by_prompt", counted)
+    found = changes("by prompt")
+    assert moved == ([True] if lawful else [])
+    assert expected.norm() > 0
+    assert (found - expected).norm() < 1e-3 * expected.norm()
+
+
 def test_an_epochs_order_does_not_depend_on_the_epochs_before():
     from valor.training.trainers import EpochRepeatSampler
 

@@ -137,8 +137,8 @@ def pack(ids: "Tensor", mask: "Tensor", length: int, groups: Sequence[Sequence[i
 def by_prompt(batches: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """Return a generation's micro-batches with the completions of a prompt next to each other, in the same sizes.
 
-    An optimizer step that takes all of them is the same step. They stay as they are where a value has not one entry per
-    completion, as with several images per prompt.
+    An optimizer step that takes all of them is the same step, unless the loss averages over a micro-batch. They stay as
+    they are where a value has not one entry per completion, as with several images per prompt.
 
     Args:
         batches: TRL's, dicts of equal keys: tensors and lists by completion, numbers of the whole generation, None.

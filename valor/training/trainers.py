@@ -134,6 +134,7 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._shares = can_share(self.accelerator.unwrap_model(self.model))
+        self._regroups = self._shares and not self._looks_at_micro_batches()
         logging.getLogger("trl.trainer.grpo_trainer").addFilter(_hide_rows)
         if self.use_vllm:
             forget_images_at_each_sync(self.vllm_generation)
@@ -165,6 +166,15 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
                 self._log_metric(key, float(one))
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
+    def _looks_at_micro_batches(self) -> bool:
+        """Tell whether the loss depends on which completions share a micro-batch, as a mean or quantile of its tokens.
+
+        TRL's other losses average a sequence's tokens, or divide by a number of the whole generation.
+        """
+        args: Any = self.args
+        entropy = args.entropy_coef != 0 or args.use_adaptive_entropy or args.top_entropy_quantile < 1
+        return args.loss_type == "bnpo" or entropy or self.aux_loss_enabled
+
     def _prepare_inputs(self, generation_batch: Any) -> dict[str, Any]:
         before = self._buffered_inputs
         inputs = super()._prepare_inputs(generation_batch)
@@ -172,7 +182,7 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         args: Any = self.args
         # Where a generation is used for several optimizer steps, each of them should see all the prompts.
         one_step = args.steps_per_generation == args.gradient_accumulation_steps
-        if self._shares and one_step and batches is not before and inputs.get("pixel_values") is not None:
+        if self._regroups and one_step and batches is not before and inputs.get("pixel_values") is not None:
             batches = by_prompt(batches)
             self._buffered_inputs = batches
             inputs = batches[self._step % args.steps_per_generation]

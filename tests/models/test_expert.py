@@ -62,6 +62,27 @@ def test_embeddings_have_norm_1_and_do_not_depend_on_company(expert):
     assert expert.embed_images([]).shape == expert.embed_texts([]).shape == (0, 32)
 
 
+def test_a_texts_embedding_is_the_same_bits_in_whatever_company(clip, expert):
+    more = ("", " in the lower zone", ", and the heart is enlarged", " with atelectasis of the lower lobe")
+    texts = [f"There is a {side} pleural effusion{end}." for side in ("left", "right", "bilateral") for end in more]
+    alone = torch.cat([expert.embed_texts([text]) for text in texts])
+    together = Expert(*clip, gate={}).embed_texts(texts)
+    assert torch.equal(alone, together)
+    late = Expert(*clip, gate={})
+    late.embed_texts(texts[5:])
+    assert torch.equal(late.embed_texts(texts), together)
+    image = expert.embed_images(_images(1)).expand(2, -1)
+    report = " ".join(texts)
+    (asked,) = Expert(*clip, gate={}).paper_similarity(image[:1], [report])
+    assert Expert(*clip, gate={}).paper_similarity(image, [texts[3], report])[1] == asked
+
+
+def test_in_batches_a_texts_embedding_is_the_same_but_for_rounding(clip, expert):
+    texts = ["No edema.", "There is a large left pleural effusion.", "The heart is enlarged."]
+    batched = Expert(*clip, gate={}).embed_texts(texts, batch=2)
+    assert torch.allclose(batched, expert.embed_texts(texts), atol=1e-5)
+
+
 def test_paper_similarity_is_the_mean_over_sentences(expert):
     image = expert.embed_images(_images(1))
     parts = ["There is edema.", "No pneumothorax.", "The heart is enlarged."]

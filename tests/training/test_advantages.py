@@ -50,6 +50,13 @@ def test_tolerance_as_written_holds_in_float32():
         assert tied_ranks(pair, tolerance=0.02) == [0.5, 0.5]
 
 
+def test_without_a_tolerance_rounding_alone_makes_no_order():
+    third = torch.tensor([1.0, 1.0, 1.0]).div(3)
+    assert tied_ranks([0.4, 0.4 + 6e-8], tolerance=0) == [0.5, 0.5]
+    assert tied_ranks([third.sum().item(), third.double().sum().item()], tolerance=0) == [0.5, 0.5]
+    assert tied_ranks([0.4, 0.4 + 1e-5], tolerance=0) == [0.0, 1.0]
+
+
 def test_neighbours_do_not_chain():
     # Each is within 0.02 of the next, yet the best and the worst are 0.06 apart and must not share a rank.
     ranks = tied_ranks([0.06, 0.045, 0.03, 0.015, 0.0], tolerance=0.02)

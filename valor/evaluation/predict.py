@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from valor import artifacts
 from valor.clinical.labeler import Mention, mentions
 from valor.data.manifest import Study, decode_image, other_subjects
+from valor.models.expert import BATCH
 from valor.models.loading import square_box
 
 if TYPE_CHECKING:
@@ -66,8 +67,8 @@ def write_info(path: Path, *, name: str, **info: Any) -> dict[str, float]:
 def similarities(expert: "Expert", studies: Sequence[Study], reports: Sequence[str]) -> list[tuple[float, float]]:
     """Return the expert's (hypothesis, reference) similarity per study; nan for an empty report."""
     embeds = expert.embed_images([decode_image(study.images[0].bytes) for study in studies])
-    hypotheses = expert.paper_similarity(embeds, list(reports))
-    references = expert.paper_similarity(embeds, [study.text for study in studies])
+    hypotheses = expert.paper_similarity(embeds, list(reports), batch=BATCH)
+    references = expert.paper_similarity(embeds, [study.text for study in studies], batch=BATCH)
     return list(zip(hypotheses, references, strict=True))
 
 

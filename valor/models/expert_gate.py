@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from valor.clinical.labeler import mentions
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES
+from valor.models.expert import BATCH
 from valor.models.sentences import reversed_polarity, sentences, swap_sides
 from valor.models.statements import ODDS, SIDED, ZONED, Margins, Statements, assertions
 from valor.recipe import ExpertGate
@@ -201,7 +202,8 @@ def _paper_noise(
     if len(pairs) < MIN_CASES:
         return None
     images = image_embeds[[a for a, _ in pairs]]
-    scores = [np.array(expert.paper_similarity(images, [reports[pair[i]] for pair in pairs])) for i in (0, 1)]
+    sides = ([reports[pair[i]] for pair in pairs] for i in (0, 1))
+    scores = [np.array(expert.paper_similarity(images, side, batch=BATCH)) for side in sides]
     return float(np.sqrt(np.mean((scores[0] - scores[1]) ** 2)))
 
 
@@ -223,7 +225,8 @@ def _sentence_tests(
     negations: dict[str, list[bool]] = {finding: [] for finding in OBSERVATIONS}
     if pairs:
         own = image_embeds[[row for row, *_ in pairs]]
-        difference = expert.embed_texts([p[1] for p in pairs]) - expert.embed_texts([p[2] for p in pairs])
+        said, edited = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
+        difference = expert.embed_texts(said, batch=BATCH) - expert.embed_texts(edited, batch=BATCH)
         for better, (_, _, _, findings, is_swap) in zip(((own * difference).sum(1) > 0).tolist(), pairs, strict=True):
             for finding in set(findings) & set(OBSERVATIONS):
                 (swaps if is_swap else negations)[finding].append(better)
@@ -241,8 +244,8 @@ def _paper_deletion(expert: "Expert", image_embeds: "torch.Tensor", reports: Seq
             rows.append(row)
     if not rows:
         return None
-    whole = expert.paper_similarity(image_embeds[rows], [reports[row] for row in rows])
-    silent = expert.paper_similarity(image_embeds[rows], kept)
+    whole = expert.paper_similarity(image_embeds[rows], [reports[row] for row in rows], batch=BATCH)
+    silent = expert.paper_similarity(image_embeds[rows], kept, batch=BATCH)
     return sum(a > b for a, b in zip(whole, silent, strict=True)) / len(rows)
 
 

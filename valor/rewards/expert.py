@@ -13,6 +13,8 @@ from valor.models.statements import ODDS, Statements
 from valor.rewards.completions import completion_text, were_cut
 
 if TYPE_CHECKING:
+    import torch
+
     from valor.models.expert import Expert
 
 LOWEST_SIMILARITY = -1.0
@@ -41,6 +43,7 @@ def expert_reward(
     Raises:
         UserError: `statements` with an expert without calibration.
     """
+    score: Callable[[torch.Tensor, Sequence[str]], list[float]]
     if similarity == "paper":
         score, lowest = expert.paper_similarity, LOWEST_SIMILARITY
     else:

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     import torch
 
 _ROUNDING = 1e-6
-"""Rewards are float32: two that differ by the tolerance as written must count as equal."""
+"""Rewards are float32: two that differ by the tolerance as written must count as equal, and so must two that say the
+same in another order of summation."""
 
 
 def rank_advantages(
@@ -30,7 +31,7 @@ def rank_advantages(
     Args:
         rewards: (N,) float, groups one after the other; NaN means that the completion could not be scored.
         group_size: completions per prompt; divides N.
-        tolerance: rewards closer than this are equal; 0 keeps only exact ties.
+        tolerance: rewards closer than this are equal; at 0, those that differ by no more than float32's rounding.
         unusable: (N,) bool, completions that must rank last (empty, truncated).
 
     Returns:
@@ -113,4 +114,4 @@ def tied_ranks(values: list[float], *, tolerance: float) -> list[float]:
 
 
 def _tied(best: float, other: float, tolerance: float) -> bool:
-    return best == other or best - other <= tolerance + _ROUNDING * (tolerance > 0)
+    return best == other or best - other <= tolerance + _ROUNDING

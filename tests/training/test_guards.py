@@ -1,5 +1,6 @@
 """Collapse guards: each limit fires at its own number, healthy runs pass, the last good checkpoint stays."""
 
+import contextlib
 import json
 import shutil
 from pathlib import Path
@@ -11,10 +12,11 @@ from tiny_llava import world
 
 from valor.__main__ import main
 from valor.context import Context
-from valor.errors import UserError
+from valor.errors import GuardStop, Interrupted, UserError
 from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Guards, TextReward, load
 from valor.stages.grpo_text import grpo_text
+from valor.training import callbacks
 from valor.training.guards import CALLED, STATED, blind_spots, collapse, healthy, stated_findings
 
 HEALTHY = {
@@ -76,6 +78,22 @@ def test_a_window_is_steps_however_often_they_are_logged(steps_per_line):
     verdicts = [line["step"] for n, line in enumerate(lines, start=1) if collapse(lines[:n], Guards())]
     assert verdicts[0] == (70 if steps_per_line == 5 else 80)
     assert collapse([line for line in lines if line["step"] <= 60], Guards()) is None
+
+
+def test_a_line_counts_by_the_steps_that_it_averages_over():
+    def logged(*lines: tuple[int, float]) -> list[dict[str, float]]:
+        return [{"loss": 0.0, "step": step, STATED: value} for step, value in lines]
+
+    # A line of step 1, then one in five steps: over the first ten the share was (0 + 9 * 0.8) / 10.
+    start = logged((1, 0.0), (5, 0.8), (10, 0.8))
+    fallen = [*start, *logged((15, 0.35), (20, 0.35))]
+    assert "0.35 on average of the last 10 steps, 0.72 of the first" in (collapse(fallen, Guards()) or "")
+    assert collapse([*start[1:], *logged((15, 0.41), (20, 0.41))], Guards()) is None
+    # An interval in two lines is judged as in one.
+    late = [*logged((5, 0.8), (10, 0.8), (15, 0.8)), *logged((19, 0.02), (20, 0.8))]
+    whole = [*logged((5, 0.8), (10, 0.8), (15, 0.8)), *logged((20, 0.176))]
+    judged = [collapse(lines, Guards(min_findings_ratio=0.62)) for lines in (late, whole)]
+    assert judged[0] == judged[1] is not None
 
 
 def test_lines_without_the_number_and_the_trainers_summary_do_not_count():
@@ -217,3 +235,53 @@ def test_guards_turned_off_let_it_fall(tmp_path):
         context=Context(work_root=str(tmp_path / "work")),
     )  # fmt: skip
     assert result.metrics["steps"] == 9
+
+
+class ToldAt:
+    """Stands for SIGTERM: the question is asked once a step until something is saved."""
+
+    def __init__(self, step: int):
+        self._step, self._asked = step, 0
+
+    def is_set(self) -> bool:
+        self._asked += 1
+        return self._asked >= self._step
+
+
+def ended(chosen: GrpoTextSettings, root: Path, monkeypatch, *, told_at: int | None = None):
+    """Return a stage's log, or the verdict that ended it; with `told_at` it is told to end there, and continued."""
+
+    def run():
+        return grpo_text(
+            chosen, dataset=world().dataset, parent=world().parent, checkpoint=root / "checkpoint",
+            context=Context(work_root=str(root / "work")),
+        )  # fmt: skip
+
+    if told_at is not None:
+        with monkeypatch.context() as patch:
+            patch.setattr(callbacks, "sigterm", lambda: contextlib.nullcontext(ToldAt(told_at)))
+            with pytest.raises(Interrupted, match=f"told to end at step {told_at} "):
+                run()
+    try:
+        run()
+    except GuardStop as stop:
+        return str(stop).split(";")[0]
+    history = json.loads((root / "checkpoint" / "valor.json").read_text())["history"]
+    return [(line["step"], *(line.get(key) for key in HEALTHY)) for line in history]
+
+
+@pytest.mark.parametrize("told_at", [3, 7])
+def test_a_stage_continued_between_two_log_lines_is_judged_as_if_it_had_not_stopped(tmp_path, monkeypatch, told_at):
+    def rarely_logged(chosen: GrpoTextSettings) -> GrpoTextSettings:
+        trainer = {**chosen.trainer, "logging_steps": 5, "save_strategy": "no"}
+        return chosen.model_copy(update={"trainer": trainer})
+
+    for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
+    falling = rarely_logged(settings(for_silence, steps=40, learning_rate=3e-3))
+    undisturbed = ended(falling, tmp_path / "falls", monkeypatch)
+    assert "the share of completions that state a finding" in undisturbed
+    assert ended(falling, tmp_path / "falls, continued", monkeypatch, told_at=told_at) == undisturbed
+    healthy_one = rarely_logged(settings(steps=10, learning_rate=3e-4))
+    undisturbed = ended(healthy_one, tmp_path / "lives", monkeypatch)
+    assert [line[0] for line in undisturbed] == [5, 10]
+    assert ended(healthy_one, tmp_path / "lives, continued", monkeypatch, told_at=told_at) == undisturbed

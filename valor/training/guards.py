@@ -2,8 +2,9 @@
 
 A reward can be earned by falling silent or by saying everything, and the reward's own curve rises while it happens
 (docs/experiments.md tells of both). Each guard compares one number of the trainer's log, its mean over the last
-`window` steps, with its mean over the first `window`. The log is part of every trainer checkpoint, so a stage that was
-killed and continued is judged as if it had not been, and the guards keep nothing of their own.
+`window` steps, with its mean over the first `window`. The log is part of every trainer checkpoint, with what is
+gathered for its next line (`valor.training.trainers`), so a stage that was killed and continued is judged as if it had
+not been, and the guards keep nothing of their own.
 
 Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions.
 """
@@ -78,6 +79,15 @@ _GUARDS = (
         f"the policy is far from its parent: {_MILDER}",
     ),
 )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Line:
+    """A number of the trainer's log: the step it was logged at, how many steps it averages over, its value."""
+
+    step: int
+    steps: int
+    value: float
 
 
 def collapse(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> str | None:
@@ -162,19 +172,25 @@ def _levels(
     """Return (guard, limit, mean of the first window, of the last, last value) of all that can be judged already."""
     if guards is None:
         return []
+    training = [line for line in log_history if "loss" in line]
+    starts = [0, *(line["step"] for line in training)]
     levels = []
     for guard in _GUARDS:
         limit = getattr(guards, guard.setting)
-        lines = [(line["step"], line[guard.key]) for line in log_history if _has(line, guard.key)]
-        # A line is the average of the steps since the one before; where that is more than a window, a line is one.
-        first = [value for step, value in lines if step <= guards.window] or [value for _, value in lines[:1]]
+        lines = [
+            _Line(line["step"], steps=line["step"] - start, value=line[guard.key])
+            for start, line in zip(starts, training, strict=False)
+            if line.get(guard.key) is not None
+        ]
+        # Where a line averages over more than a window, it is one.
+        first = [line for line in lines if line.step <= guards.window] or lines[:1]
         if limit is not None and len(lines) > len(first):
-            last_step, last = lines[-1]
-            recent = [value for step, value in lines if step > last_step - guards.window]
-            levels.append((guard, limit, sum(first) / len(first), sum(recent) / len(recent), last))
+            last = lines[-1]
+            recent = [line for line in lines if line.step > last.step - guards.window]
+            levels.append((guard, limit, _mean(first), _mean(recent), last.value))
     return levels
 
 
-def _has(line: Mapping[str, Any], key: str) -> bool:
-    """Tell whether a line is of a training step, and not the trainer's summary, and has the number."""
-    return "loss" in line and line.get(key) is not None
+def _mean(lines: Sequence[_Line]) -> float:
+    """Return the mean over steps: `logging_first_step` makes a line of one step beside lines of many."""
+    return sum(line.value * line.steps for line in lines) / sum(line.steps for line in lines)

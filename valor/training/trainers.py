@@ -1,8 +1,8 @@
 """VALOR's few subclasses of TRL's trainers, each for one fault or one idea.
 
 * `_Exact`: a checkpoint holds what trains (`valor.training.trained`), and a resume restores it (transformers loads
-  LLaVA's checkpoints with `strict=False`, and their key names match nothing), the order of the data, and TRL's step
-  counter; nothing is sent to anybody.
+  LLaVA's checkpoints with `strict=False`, and their key names match nothing), the order of the data, TRL's step counter
+  and the numbers gathered for the next log line; nothing is sent to anybody.
 * `ReportSFTTrainer`, `ReportGRPOTrainer`: TRL's trainers with that; SFT's batches may be of similar length, and GRPO's
   loss computes a shared prompt once (`valor.training.prompts`).
 * `VisionGRPOTrainer`: stage 2, advantages of its own (`valor.training.advantages`).
@@ -19,6 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
+from valor import artifacts
 from valor.rewards.completions import completion_text, were_cut
 from valor.rewards.expert import unusable
 from valor.training.guards import stated_findings
@@ -26,6 +27,8 @@ from valor.training.prompts import by_prompt, can_share, packed_log_probabilitie
 from valor.training.trained import load_trained, save_trained
 
 _IMAGES = ("pixel_values", "num_images")
+_GATHERED = "gathered.json"
+"""File in a trainer checkpoint: {number of the log: its values since the last line}."""
 
 
 class _Exact:
@@ -51,6 +54,19 @@ class _Exact:
             super()._load_from_checkpoint(resume_from_checkpoint, model)  # type: ignore[misc]
             return
         load_trained(target, Path(resume_from_checkpoint), parent=self.parent)
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        """Save, beside the rest, what TRL has gathered since its last log line: the guards judge by its averages."""
+        super()._save_checkpoint(model, trial)  # type: ignore[misc]
+        if self.args.should_save:  # type: ignore[attr-defined]
+            state: Any = self.state  # type: ignore[attr-defined]
+            folder = Path(self._get_output_dir(trial=trial), f"checkpoint-{state.global_step}")  # type: ignore[attr-defined]
+            artifacts.write_json(folder / _GATHERED, self._metrics["train"])  # type: ignore[attr-defined]
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
+        if checkpoint is not None:
+            self._metrics["train"].update(artifacts.read_json(Path(checkpoint, _GATHERED)))  # type: ignore[attr-defined]
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ def preflight(
     models: str,
     evaluation: str,
     gate: str,
+    vision: str,
     root: str,
     annotations_root: str,
     public: bool,
@@ -43,6 +44,7 @@ def preflight(
             "model_name": json.loads(registry)["model_name"],
             "models": models,
             "gate": gate,
+            "vision": vision,
         },
     )
     pathlib.Path(source_digest).write_text(values["source_digest"])

@@ -84,6 +84,7 @@ def build(recipe: Recipe, *, dress: Dress, serial: bool = False) -> graph_compon
                     models=models,
                     evaluation=evaluation,
                     gate=gate_settings,
+                    vision=grpo_vision_settings,
                     public=data_public,
                     **places,
                 ),

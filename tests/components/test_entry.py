@@ -40,6 +40,7 @@ def ingest(tmp_path, metrics, settings):
             "model_name": "m",
             "models": load("phantom").section_json("models"),
             "gate": load("phantom").section_json("gate"),
+            "vision": load("phantom").section_json("grpo_vision"),
         },
     )["shards"]
     output = dsl.Dataset(name="output", uri=str(tmp_path / "shard"))

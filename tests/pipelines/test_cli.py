@@ -258,6 +258,7 @@ def test_stage_by_hand_prints_its_values_and_fails_with_its_code(tmp_path, capfd
     models = json.dumps({"base": "phantom", "expert": "phantom"})
     given = {
         "gate": gate,
+        "vision": "{}",
         "models": models,
         "annotations_root": "",
         "public": "false",

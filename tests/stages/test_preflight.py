@@ -26,11 +26,11 @@ GATE = gate()
 
 def look(
     root, *, base="phantom", public="false", publish_text="false", annotations_root="", gate=GATE,
-    expert_revision=40 * "a", **settings,
+    expert="org/expert", expert_revision=40 * "a", vision="{}", **settings,
 ):  # fmt: skip
     places = {"root": str(root), "annotations_root": annotations_root, "public": public, "publish_text": publish_text}
-    models = {"base": str(base), "expert": "org/expert", "expert_revision": expert_revision}
-    places |= {"models": json.dumps(models), "gate": gate}
+    models = {"base": str(base), "expert": str(expert), "expert_revision": expert_revision}
+    places |= {"models": json.dumps(models), "gate": gate, "vision": vision}
     return preflight(DataSettings(**settings), **places, model_name="valor-test", context=Context())
 
 
@@ -136,3 +136,28 @@ def test_a_broken_table_of_annotations_is_told_by_its_name(tmp_path):
     (tmp_path / "truth" / "annotations.parquet").write_bytes(b"PAR1 and nothing more")
     with pytest.raises(UserError, match=r"annotations\.parquet: no whole Parquet file"):
         look(tree.root, annotations_root=str(tmp_path / "truth"))
+
+
+PASSED = {"measured": True, "calibration": {"Edema": {"scale": 1.0, "bias": 0.0}}, "masked": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "the expert's gate is not measured"),
+        ({"measured": False}, "the expert's gate is not measured"),
+        ({**PASSED, "masked": ["Edema"]}, "the expert passed its gate for no finding"),
+        (PASSED, ""),
+    ],
+)
+def test_an_expert_that_stage_2_could_not_reward_is_told_before_anything_is_trained(tmp_path, content, words):
+    tree, expert = mimic_tree(tmp_path / "root"), tmp_path / "expert"
+    expert.mkdir()
+    if content is not None:
+        (expert / "expert_gate.json").write_text(json.dumps(content))
+    assert look(tree.root, expert=expert, vision='{"similarity": "paper"}').values
+    if not words:
+        assert look(tree.root, expert=expert).values
+        return
+    with pytest.raises(UserError, match=rf"models\.expert '{expert}': {words}.*grpo_vision\.similarity: paper"):
+        look(tree.root, expert=expert)

@@ -9,7 +9,7 @@ share one finding's weight (`valor.clinical.hierarchy`): else one consolidation 
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from valor.clinical.hierarchy import NAMES, SHARE
@@ -125,12 +125,7 @@ class Statements:
 
         self._margins = margins
         self._shift = math.log(odds)
-        self._keep = [i for i, f in enumerate(OBSERVATIONS) if f in calibration and f not in masked]
-        if not self._keep:
-            raise UserError(
-                "the expert passed its gate for no finding, so similarity: statements has nothing to reward; use a "
-                "better expert, lower models.expert_gate, or set grpo_vision.similarity: paper"
-            )
+        self._keep = _rewarded(calibration, masked)
         rows = [calibration.get(f, {}) for f in OBSERVATIONS]
         self._worth = torch.tensor([SHARE.get(OBSERVATIONS[i], 1.0) for i in self._keep])
         self._worth /= self._worth.sum()
@@ -144,13 +139,9 @@ class Statements:
         """Build from an expert's own gate.
 
         Raises:
-            UserError: the expert has no measured gate.
+            UserError: the expert has no measured gate, or passed it for no finding.
         """
-        if not expert.gate.get("measured"):
-            raise UserError(
-                "the expert's gate is not measured, so its statements have no calibration; set "
-                "grpo_vision.similarity: paper, or measure the gate on held-out reports"
-            )
+        require_rewarded(expert.gate)
         return cls(Margins(expert), expert.gate["calibration"], masked=expert.gate["masked"], odds=odds)
 
     def probability(self, image_embeds: "torch.Tensor") -> "torch.Tensor":
@@ -190,6 +181,27 @@ class Statements:
         ratio = ratio / ratio.amax(dim=2, keepdim=True)
         unnamed = (ratio * prior).sum(dim=2, keepdim=True)
         return torch.cat([ratio, unnamed], dim=2).log().clamp_min(PLACE_FLOOR)
+
+
+def require_rewarded(gate: Mapping[str, Any]) -> None:
+    """Raise UserError where the content of `expert_gate.json` leaves `similarity: statements` nothing to reward."""
+    if not gate.get("measured"):
+        raise UserError(
+            "the expert's gate is not measured, so its statements have no calibration; set "
+            "grpo_vision.similarity: paper, or measure the gate on held-out reports"
+        )
+    _rewarded(gate["calibration"], gate["masked"])
+
+
+def _rewarded(calibration: Mapping[str, Any], masked: Sequence[str]) -> list[int]:
+    """Return the columns of the findings that take part; raise UserError where none does."""
+    kept = [i for i, f in enumerate(OBSERVATIONS) if f in calibration and f not in masked]
+    if not kept:
+        raise UserError(
+            "the expert passed its gate for no finding, so similarity: statements has nothing to reward; use a "
+            "better expert, lower models.expert_gate, or set grpo_vision.similarity: paper"
+        )
+    return kept
 
 
 def assertions(report: str, *, is_candidate: bool = False) -> dict[str, tuple[str, str | None, str | None]]:

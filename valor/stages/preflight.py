@@ -1,13 +1,17 @@
 """Look at the source and the champion before anything else runs; never cached, so new data is always seen."""
 
+import json
 import logging
 from pathlib import Path
 
 from valor import artifacts, storage
 from valor.context import Context, require_lasting_places
 from valor.data.shards import plan_shards
+from valor.errors import UserError
 from valor.evaluation import gate_rules
 from valor.models import resolve
+from valor.models.expert import GATE_FILE
+from valor.models.statements import require_rewarded
 from valor.recipe import DataSettings, check_publishing, parse_section
 from valor.stages import StageResult
 
@@ -24,6 +28,7 @@ def preflight(
     model_name: str,
     models: str,
     gate: str,
+    vision: str,
     context: Context,
 ) -> StageResult:
     """Return the source's digest, its shards, the outside models' digest and the current champion.
@@ -38,6 +43,7 @@ def preflight(
         model_name: the registered model whose champion the candidate will meet.
         models: the recipe's `models` section as JSON: where base, expert and judge come from.
         gate: its `gate` section as JSON; the rules must be such that they can be judged.
+        vision: its `grpo_vision` section as JSON; what it rewards must be there.
         context: where the stage runs.
 
     Returns:
@@ -47,8 +53,8 @@ def preflight(
 
     Raises:
         UserError: no data root, no study in it, its text would be shown though it is not public, the gate's
-            rules cannot be judged, a model has no pinned revision, or a cluster's tasks have no lasting place for work,
-            models and runs.
+            rules cannot be judged, the expert's gate leaves stage 2 nothing to reward, a model has no pinned revision,
+            or a cluster's tasks have no lasting place for work, models and runs.
     """
     from valor.tracking.registry import champion
 
@@ -59,6 +65,8 @@ def preflight(
     for setting in ("base", "expert", "judge"):
         if place := getattr(wanted, setting):
             resolve.check(place, revision=getattr(wanted, f"{setting}_revision"), setting=f"models.{setting}")
+    if parse_section("grpo_vision", vision).similarity == "statements":
+        _require_gate(wanted.expert)
     annotated = root == "phantom" or bool(annotations_root)
     gate_rules.check(parse_section("gate", gate), gate_rules.metrics_to_come(annotated=annotated))
     champion_uri, champion_digest = champion(model_name)
@@ -76,6 +84,21 @@ def preflight(
             "champion_digest": champion_digest,
         },
     )
+
+
+def _require_gate(place: str) -> None:
+    """Refuse an expert in a directory or at gs:// whose statements stage 2 could not reward, hours from now.
+
+    A hub's expert is not there yet, and the phantom's has no gate before it is trained.
+    """
+    if place == "phantom" or not (storage.is_remote(place) or Path(place).is_dir()):
+        return
+    path = storage.join(place, GATE_FILE)
+    gate = json.loads(storage.read_bytes(path)) if storage.exists(path) else {"measured": False}
+    try:
+        require_rewarded(gate)
+    except UserError as error:
+        raise UserError(f"models.expert {place!r}: {error}") from None
 
 
 def _model_identity(place: str) -> list[tuple[str, int, str]]:

@@ -20,11 +20,11 @@ def _settings(**expert):
 
 
 def test_a_childs_user_error_comes_through_with_its_exit_code(tmp_path):
-    jobs = {"expert": (_settings(seed=-1, subjects=8, steps=2), tmp_path / "expert")}
+    jobs = {"expert": (_settings(subjects=70_000, steps=2), tmp_path / "expert")}
     with pytest.raises(train.ValorError) as error:
         train.train_phantoms(jobs, work=tmp_path, done=lambda kind: None)
     assert error.value.exit_code == 2
-    assert "seed" in str(error.value)
+    assert "70000" in str(error.value)
     assert not (tmp_path / "expert").exists()
 
 

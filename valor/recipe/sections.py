@@ -7,8 +7,10 @@ import pydantic
 
 Positive = Annotated[int, pydantic.Field(ge=1)]
 Count = Annotated[int, pydantic.Field(ge=0)]
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**32)]
-"""What every generator takes, NumPy's old one included."""
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+"""What every generator takes, NumPy's old one included, with room for what is added to tell models apart."""
+PhantomSeed = Annotated[int, pydantic.Field(ge=0, lt=10**8)]
+"""Ids of phantom subjects hold it in eight digits (`valor.data.phantom.keys`)."""
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
@@ -48,7 +50,7 @@ class ReportNoise(Section):
 class PhantomStudies(Section):
     """Which procedural studies to draw. Subjects are numbered from `seed`; other seeds share no subject."""
 
-    seed: Seed = 1
+    seed: PhantomSeed = 1
     train: Count = 1200
     val: Count = 100
     test: Count = 500
@@ -96,7 +98,7 @@ class PhantomBase(Section):
     """The tiny LLaVA that `base: phantom` trains."""
 
     subjects: Positive = 1200
-    seed: Seed = 7001
+    seed: PhantomSeed = 7001
     image_px: Positive = 96
     patch_px: Positive = 16
     vision_width: Positive = 128
@@ -112,7 +114,7 @@ class PhantomExpert(Section):
     """The tiny CLIP that `expert: phantom` trains, on subjects of its own."""
 
     subjects: Positive = 1200
-    seed: Seed = 8001
+    seed: PhantomSeed = 8001
     image_px: Positive = 96
     patch_px: Positive = 16
     vision_width: Positive = 128

@@ -37,7 +37,14 @@ def test_ids_are_digits_whose_order_does_not_follow_the_splits():
     assert ordered != sorted(ordered, key=("train", "val", "test").index)
 
 
-@pytest.mark.parametrize("wrong", [{"seed": -1}, {"seed": 10**8}, {"val": 30_000}])
-def test_settings_outside_the_space_of_ids_are_the_users_mistake(wrong):
-    with pytest.raises(UserError, match=next(iter(wrong))):
-        plan(PhantomStudies(**wrong))
+def test_more_studies_than_ids_are_the_users_mistake():
+    with pytest.raises(UserError, match="val"):
+        plan(PhantomStudies(val=30_000))
+
+
+def test_the_highest_seed_has_ids_of_its_own():
+    with pytest.raises(ValueError, match="seed"):
+        PhantomStudies(seed=10**8)
+    highest, first = (plan(PhantomStudies(seed=seed, train=5, val=2, test=3)) for seed in (10**8 - 1, 0))
+    assert not {key.subject_id for key in highest} & {key.subject_id for key in first}
+    assert all(len(key.subject_id) == 15 for key in highest)

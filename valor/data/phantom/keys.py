@@ -17,6 +17,7 @@ from valor.recipe import PhantomStudies
 _FIRST_SUBJECT = {"train": 0, "val": 60_000, "test": 80_000}
 _SUBJECTS_PER_SEED = 100_000
 _SEEDS = 10**8
+"""`valor.recipe.sections.PhantomSeed` keeps seeds below."""
 _ID_SPACE = _SEEDS * _SUBJECTS_PER_SEED
 _SCRAMBLE = 7_340_871_905_347
 """Prime to 10, so multiplication is a bijection on decimal ids and their order tells nothing of the split."""
@@ -78,10 +79,8 @@ def plan(settings: PhantomStudies) -> list[StudyKey]:
     """Return the studies that `settings` asks for: train, val, test, then twins; subjects disjoint by split.
 
     Raises:
-        UserError: the seed or a count leaves the space of ids.
+        UserError: a count leaves the space of ids.
     """
-    if not 0 <= settings.seed < _SEEDS:
-        raise UserError(f"data.phantom.seed is {settings.seed}, expected 0 to {_SEEDS - 1}")
     keys: list[StudyKey] = []
     for split, first in _FIRST_SUBJECT.items():
         keys += _split_keys(settings.seed, split, first, getattr(settings, split), start=len(keys))

@@ -199,11 +199,10 @@ def lineage(version: str) -> None:
     "--results", type=click.Path(path_type=Path, file_okay=False), default=Path("docs/experiments"), show_default=True,
     help="Where tables, figures and the page go.",
 )  # fmt: skip
-@click.option("--document", is_flag=True, help="Only write the page again from the results that are there.")
-@click.option("--list", "show", is_flag=True, help="Only list the arms and what each is there to answer.")
-def experiments(
-    arms: tuple[str, ...], seeds: tuple[int, ...], cores: int, results: Path, document: bool, show: bool
-) -> None:
+@click.option("--list", "only", flag_value="list", help="Only list the arms and what each is there to answer.")
+@click.option("--collect", "only", flag_value="collect", help="Only collect what is finished so far; write the page.")
+@click.option("--document", "only", flag_value="document", help="Only write the page again from what was collected.")
+def experiments(arms: tuple[str, ...], seeds: tuple[int, ...], cores: int, results: Path, only: str | None) -> None:
     """Compare the recipe with its baselines and ablations on phantoms, over several seeds.
 
     What is finished is skipped, what was cut off continues. Work is kept in VALOR_HOME/experiments.
@@ -212,16 +211,20 @@ def experiments(
     Examples:
       valor experiments --list
       valor experiments --seed 9001 --arm valor --arm continued --results /tmp/trial
-      valor experiments --document
+      valor experiments --collect
     """
     from pipelines.experiments import command
 
-    if show:
+    if only == "list":
         click.echo(command.listing())
-    elif document:
-        click.echo(f"{command.document(results)}: written")
+        return
+    if only == "document":
+        page = command.document(results)
+    elif only == "collect":
+        page = command.collect_all(arms, seeds=seeds, folder=results)
     else:
-        click.echo(f"{command.run_all(arms, seeds=seeds, cores=cores, folder=results)}: written")
+        page = command.run_all(arms, seeds=seeds, cores=cores, folder=results)
+    click.echo(f"{page}: written")
 
 
 @main.command()

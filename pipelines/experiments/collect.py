@@ -27,6 +27,7 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         folder: where the collected ones go.
         asked: by seed, the arms that were asked for; of others a result is collected, a failure is not.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     for number, wanted in asked.items():
         seed = Seed(number)
         reports = {name: arm.reports(seed) for name, arm in ARMS.items()}

@@ -27,43 +27,64 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     """
     from pipelines.experiments import ledger, run
     from pipelines.experiments.arms import ARMS, Seed
-    from pipelines.experiments.collect import CURVES, collect
-    from pipelines.experiments.document import PAGE, write
+    from pipelines.experiments.collect import CURVES
     from pipelines.experiments.jobs import with_ancestors
 
-    for name in names:
-        if name not in ARMS:
-            raise UserError(f"--arm {name}: no such arm; there are {', '.join(ARMS)}")
-    chosen = names or tuple(ARMS)
-    numbers = tuple(seeds) or TEST_SEEDS
-    _keep_apart(folder, numbers)
-    jobs, asked = [], {}
-    for place, number in enumerate(numbers):
+    asked = _asked(names, seeds)
+    _keep_apart(folder, tuple(asked))
+    jobs = []
+    for number, arms in asked.items():
         seed = Seed(number)
-        # An arm of few seeds takes the first ones; seeds that were asked for by name are all taken.
-        asked[number] = [name for name in chosen if seeds or place < ARMS[name].seeds]
-        jobs += [ARMS[name].reports(seed) for name in asked[number]]
-        jobs += [seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES if name in chosen]
-        jobs += [seed.probe()] if "sft" in chosen else []
-        jobs += [seed.signal()] if "truth" in chosen and (seeds or place < ARMS["truth"].seeds) else []
-    root = home() / "experiments"
-    ledger.append(folder, numbers)
+        jobs += [ARMS[name].reports(seed) for name in arms]
+        jobs += [seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES if name in arms]
+        jobs += [seed.probe()] if "sft" in arms else []
+        jobs += [seed.signal()] if "truth" in arms else []
+    ledger.append(folder, tuple(asked))
     failure: ValorError | None = None
     try:
-        run.run(with_ancestors(jobs), root=root, cores=cores)
+        run.run(with_ancestors(jobs), root=_root(), cores=cores)
     except Interrupted:
         raise
     except ValorError as error:
         # An arm that collapses is a result too; the others' must not wait for it.
         failure = error
     try:
-        collect(root, folder, asked=asked)
-        if failure is None or any(folder.glob("*.npz")):
-            write(folder)
+        return collect_all(names, seeds=seeds, folder=folder)
     finally:
         if failure is not None:
             raise failure
-    return folder / PAGE
+
+
+def collect_all(names: Sequence[str], *, seeds: Sequence[int], folder: Path) -> Path:
+    """Collect in `folder` what is finished so far, and write the page there.
+
+    Raises:
+        UserError: no such arm, a folder that holds test seeds and others, or nothing is finished.
+    """
+    from pipelines.experiments.collect import collect
+
+    asked = _asked(names, seeds)
+    _keep_apart(folder, tuple(asked))
+    collect(_root(), folder, asked=asked)
+    return document(folder)
+
+
+def _asked(names: Sequence[str], seeds: Sequence[int]) -> dict[int, list[str]]:
+    """Return the arms to run by seed; raise UserError for an unknown one."""
+    from pipelines.experiments.arms import ARMS
+
+    for name in names:
+        if name not in ARMS:
+            raise UserError(f"--arm {name}: no such arm; there are {', '.join(ARMS)}")
+    # An arm of few seeds takes the first ones; seeds that were asked for by name are all taken.
+    return {
+        number: [name for name in names or ARMS if seeds or place < ARMS[name].seeds]
+        for place, number in enumerate(tuple(seeds) or TEST_SEEDS)
+    }
+
+
+def _root() -> Path:
+    return home() / "experiments"
 
 
 def _keep_apart(folder: Path, seeds: Sequence[int]) -> None:

@@ -309,6 +309,24 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
     assert {record["code"] for record in facts["jobs"].values()} == {"abc"}
 
 
+def test_what_is_finished_so_far_can_be_collected_while_the_rest_runs(tmp_path, monkeypatch):
+    one, seed = table(0.7, seed=1), Seed(7)
+    monkeypatch.setattr(results, "study_table", lambda **_: one)
+    monkeypatch.setattr(analysis, "SAMPLES", 50)
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path))
+    with pytest.raises(UserError, match="holds no results"):
+        command.collect_all([], seeds=[7], folder=tmp_path / "page")
+    reports = ARMS["sft"].reports(seed)
+    models = seed.models().output("expert").path(tmp_path / "experiments")
+    models.mkdir(parents=True)
+    read = {"overall": {}, "findings": {}, "masked": [], "masked_sides": []}
+    (models / "expert_gate.json").write_text(json.dumps(read))
+    finish(tmp_path / "experiments", [reports], code=code_digest())
+    page = command.collect_all([], seeds=[7], folder=tmp_path / "page").read_text()
+    assert "| 7 | not known | sft |" in page
+    assert "Arms that stopped" not in page
+
+
 def test_test_seeds_and_others_do_not_share_a_page(collected):
     with pytest.raises(UserError, match="test seeds and seed 1, 5 would stand on one page"):
         command.run_all(["sft"], seeds=command.TEST_SEEDS[:1], cores=1, folder=collected)

@@ -17,6 +17,8 @@ from valor import artifacts
 from valor.errors import UserError
 from valor.evaluation.measures import Measure, slug
 
+Curves = Mapping[str, Mapping[int, Mapping[str, Table]]]
+"""Tables of operating curves by checkpoint, seed and bias."""
 BASELINE, FINAL = "continued", "valor"
 PAGE = "README.md"
 _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
@@ -44,16 +46,17 @@ def write(folder: Path) -> Path:
     if not tables:
         raise UserError(f"{folder}: holds no results; run valor experiments first")
     measures = analysis.measured(next(iter(tables.values())))
+    curves = {name: found for name in CURVES if (found := _curves(folder, name))}
     parts = [
         "# Experiments: results\n",
         "Written by `valor experiments --document` from the files beside it. Every seed has its own subjects, models "
         "and test studies. Intervals are of 95%, by Student's t of the seeds' differences, each for one number read "
         "alone: of twenty where nothing differs one leaves zero out by chance.\n",
         _seeds(facts, folder),
-        _headline(tables, measures, folder, facts),
+        _headline(tables, measures, folder, facts, curves),
         _stopped(facts),
         _means(tables, measures),
-        _curve_part(tables, measures, folder),
+        _curve_part(curves, tables, measures, folder),
         *(_group(*group, tables=tables, measures=measures, folder=folder) for group in _GROUPS),
         _per_seed(tables, measures),
         _per_finding(tables, measures),
@@ -101,7 +104,11 @@ def _tables(folder: Path, name: str) -> dict[int, Table]:
 
 
 def _headline(
-    tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path, facts: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Any],
+    measures: Mapping[str, Measure],
+    folder: Path,
+    facts: Sequence[Mapping[str, Any]],
+    curves: Curves,
 ) -> str:
     seeds = _shared(tables, (FINAL, BASELINE))
     if not seeds:
@@ -132,7 +139,7 @@ def _headline(
         "|---|---:|---:|---:|---:|---:|---|\n"
         + "\n".join(rows)
         + "\n\n"
-        + _verdicts(found, tables, measures, folder, facts)
+        + _verdicts(found, tables, measures, facts, curves)
     )
 
 
@@ -140,8 +147,8 @@ def _verdicts(
     found: Mapping[str, Difference],
     tables: Mapping[str, Any],
     measures: Mapping[str, Measure],
-    folder: Path,
     facts: Sequence[Mapping[str, Any]],
+    curves: Curves,
 ) -> str:
     """Return what was asked before the test seeds were opened, what was found, and whether that meets it."""
     seeds, wanted = _shared(tables, (FINAL, BASELINE)), ARMS[FINAL].seeds
@@ -163,15 +170,17 @@ def _verdicts(
         ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+z.1f}"),
         ("more counterfactual pairs are told apart", flips.value > 0, f"{100 * flips.value:+z.1f}"),
     ]
-    for name in CURVES:
-        if curves := _curves(folder, name):
-            _, _, above = _above_best(curves, FINAL, tables, measures)
-            asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
-            rows.append((asked, above.low > 0, f"{100 * above.low:+z.1f} at least"))
+    for name, curve in curves.items():
+        if not set(curve) & set(tables[FINAL]):
+            continue
+        _, _, above = _above_best(curve, FINAL, tables, measures)
+        asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
+        rows.append((asked, above.low > 0, f"{100 * above.low:+z.1f} at least"))
     if headroom := [probe - ours for _, probe, ours, _ in _probed(facts, tables, measures)]:
         mean = float(np.mean(headroom))
         rows.append(("before RL a probe's macro F1 is 8 points above SFT's", mean >= 0.08, f"{100 * mean:+z.1f}"))
-    spent = {name: sum(one["arms"][name]["processor_seconds"] for one in facts) for name in (BASELINE, FINAL)}
+    both = [one["arms"] for one in facts if one["seed"] in seeds]
+    spent = {name: sum(arms[name]["processor_seconds"] for arms in both) for name in (BASELINE, FINAL)}
     ratio = spent[BASELINE] / max(1, spent[FINAL])
     rows.append(("SFT continued for the same time: at least 0.95 of it", ratio >= 0.95, f"{ratio:.2f}"))
     lines = [f"| {asked} | {got} | {'yes' if met else '**no**'} |" for asked, met, got in rows]
@@ -209,21 +218,20 @@ def _means(tables: Mapping[str, Any], measures: Mapping[str, Measure]) -> str:
     return "## All arms, means over their seeds\n\n" + note + "\n\n" + "\n".join(lines) + "\n"
 
 
-def _curve_part(tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
+def _curve_part(found: Curves, tables: Mapping[str, Any], measures: Mapping[str, Measure], folder: Path) -> str:
     keys = ("truth_omission", "truth_hallucination")
-    found = {name: curves for name in CURVES if (curves := _curves(folder, name))}
     if not found:
         return ""
     marked = [name for name in ("sft", BASELINE, "text", FINAL) if name in tables]
     seeds = sorted(set.intersection(*(set(c) for c in found.values()), *(set(tables[name]) for name in marked)))
+    if not seeds:
+        return ""
     rows = [
         _above(name, arm, curves, tables, measures)
         for name, curves in found.items()
         for arm in ("text", FINAL)
         if set(curves) & set(tables.get(arm, ()))
     ]
-    if not seeds:
-        return ""
 
     def mean(of: Mapping[int, Table]) -> tuple[float, ...]:
         return tuple(float(np.mean([analysis.value(measures[key], of[seed]) for seed in seeds])) for key in keys)

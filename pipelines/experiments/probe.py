@@ -120,10 +120,9 @@ def _fit(
 def _named(report: str) -> frozenset[str]:
     """Return what a report states by any name: "pneumonia" says that there is a consolidation."""
     from valor.clinical.hierarchy import NAMES
-    from valor.clinical.labeler import label
+    from valor.evaluation.scores import read_report
 
-    stated = [finding for finding, is_so in label(report).items() if is_so in ("positive", "uncertain")]
-    return frozenset(name for finding in stated for name in NAMES.get(finding, ()))
+    return frozenset(name for finding in read_report(report).stated for name in NAMES[finding])
 
 
 def _area(present: np.ndarray, scores: np.ndarray) -> float:

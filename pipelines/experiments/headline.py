@@ -1,0 +1,81 @@
+"""The document's first part: the whole recipe against SFT continued, and whether what was asked before was found."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.experiments import analysis, figures
+from pipelines.experiments.analysis import Difference
+from pipelines.experiments.arms import ARMS
+from pipelines.experiments.outcomes import BASELINE, FINAL, Outcomes
+from pipelines.experiments.wording import change, heading, percent
+
+_DRAWN = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
+
+
+def headline(found: Outcomes, folder: Path) -> str:
+    """Return the comparison and its verdicts, and draw its figure; nothing where no seed has both arms."""
+    seeds = found.shared(FINAL, BASELINE)
+    if not seeds:
+        return ""
+    changes = {key: found.compare(key, FINAL, BASELINE) for key in analysis.SHOWN}
+    against = ARMS[BASELINE].title
+    rows = []
+    for key, difference in changes.items():
+        ours, theirs = (np.mean(found.values(key, arm, seeds=seeds)) for arm in (FINAL, BASELINE))
+        low, high = difference.within
+        rows.append(
+            f"| {heading(found.measures[key])} | {percent(theirs)} | {percent(ours)} | "
+            f"{change(difference, found.measures[key])} | [{100 * low:+z.1f}, {100 * high:+z.1f}] | "
+            f"{100 * found.relative(key):+z.0f}% | "
+            f"{' '.join(f'{100 * v:+z.1f}' for v in difference.seeds.values())} |"
+        )
+    title = f"{ARMS[FINAL].title}, minus {against}"
+    drawn = [found.measures[key] for key in _DRAWN]
+    figures.forest(
+        folder / "headline.svg",
+        [(m.label, changes[m.name], m.higher_is_better is not False) for m in drawn],
+        title=title,
+    )
+    return (
+        f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[BASELINE].question}\n\n![{title}](headline.svg)\n\n"
+        f"| metric | {against} | {ARMS[FINAL].title} | difference [95%] | [95%, these seeds' models held] | relative |"
+        f" seeds {', '.join(map(str, seeds))} |\n"
+        "|---|---:|---:|---:|---:|---:|---|\n" + "\n".join(rows) + "\n\n" + _verdicts(found, changes)
+    )
+
+
+def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
+    """Return what was asked before the test seeds were opened, what was found, and whether that meets it."""
+    seeds, wanted = found.shared(FINAL, BASELINE), ARMS[FINAL].seeds
+    if len(seeds) < wanted:
+        return f"{len(seeds)} of {wanted} seeds have both: no verdict.\n"
+    f1, invented, missed, flips = (
+        changes[key] for key in ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
+    )
+    f1_part, invented_part = (found.relative(key) for key in ("truth_f1_micro", "truth_hallucination"))
+    rows = [
+        ("F1 rises: its interval is above zero", f1.low > 0, f"{100 * f1.low:+z.1f} at least"),
+        ("F1, aim: 3 points", f1.value >= 0.03, f"{100 * f1.value:+z.1f}"),
+        ("F1, stretch: 15% relative", f1_part >= 0.15, f"{100 * f1_part:+z.0f}%"),
+        ("hallucination falls: its interval is below zero", invented.high < 0, f"{100 * invented.high:+z.1f} at most"),
+        ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+z.0f}%"),
+        ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+z.0f}%"),
+        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+z.1f}"),
+        ("more counterfactual pairs are told apart", flips.value > 0, f"{100 * flips.value:+z.1f}"),
+    ]
+    for name in found.curves:
+        if stands := found.above_best(name, FINAL):
+            low = stands[2].low
+            asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
+            rows.append((asked, low > 0, f"{100 * low:+z.1f} at least"))
+    if headroom := [probe - ours for _, probe, ours, _ in found.probed()]:
+        mean = float(np.mean(headroom))
+        rows.append(("before RL a probe's macro F1 is 8 points above SFT's", mean >= 0.08, f"{100 * mean:+z.1f}"))
+    both = [one["arms"] for one in found.facts if one["seed"] in seeds]
+    spent = {name: sum(arms[name]["processor_seconds"] for arms in both) for name in (BASELINE, FINAL)}
+    ratio = spent[BASELINE] / max(1, spent[FINAL])
+    rows.append(("SFT continued for the same time: at least 0.95 of it", ratio >= 0.95, f"{ratio:.2f}"))
+    lines = [f"| {asked} | {got} | {'yes' if met else '**no**'} |" for asked, met, got in rows]
+    return "| asked | found | met |\n|---|---:|---|\n" + "\n".join(lines) + "\n"

@@ -1,0 +1,129 @@
+"""What was collected, read once: the arms' tables, SFT's operating curves and what is known of each seed."""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pipelines.experiments import analysis, results
+from pipelines.experiments.analysis import Difference, Table
+from pipelines.experiments.arms import ARMS
+from pipelines.experiments.collect import CURVES
+from valor import artifacts
+from valor.errors import UserError
+from valor.evaluation.measures import Measure
+
+BASELINE, FINAL = "continued", "valor"
+"""The arms of the headline."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcomes:
+    """The collected results of a folder.
+
+    Attributes:
+        facts: what `collect` wrote of each seed.
+        tables: by arm and seed; arms without results are left out.
+        curves: by arm, seed and bias; the same.
+    """
+
+    facts: Sequence[Mapping[str, Any]]
+    tables: Mapping[str, Mapping[int, Table]]
+    curves: Mapping[str, Mapping[int, Mapping[str, Table]]]
+
+    @functools.cached_property
+    def measures(self) -> dict[str, Measure]:
+        """The metrics that the tables allow, by name."""
+        return analysis.measured(next(iter(self.tables.values())))
+
+    def shared(self, *arms: str) -> list[int]:
+        """Return the seeds that all these arms have."""
+        return sorted(set.intersection(*(set(self.tables.get(name, ())) for name in arms)))
+
+    def values(self, key: str, arm: str, *, seeds: Sequence[int]) -> list[float]:
+        """Return a metric of an arm on each of the seeds."""
+        return [analysis.value(self.measures[key], self.tables[arm][seed]) for seed in seeds]
+
+    def compare(self, key: str, ours: str, theirs: str) -> Difference:
+        """Return a metric of one arm minus that of another, over the seeds that both have."""
+        return analysis.compare(self.measures[key], self.tables[ours], self.tables[theirs])
+
+    def relative(self, key: str) -> float:
+        """Return by what part a metric's mean changes from the baseline to the final model."""
+        seeds = self.shared(FINAL, BASELINE)
+        return analysis.relative(*(self.values(key, arm, seeds=seeds) for arm in (FINAL, BASELINE)))
+
+    def above_best(self, curve: str, arm: str) -> tuple[list[str], float, Difference] | None:
+        """Return how an arm's F1 stands above the best point of an arm's operating curve; None without a shared seed.
+
+        Returns:
+            The bias at which each seed's curve is best, the curve's mean F1 there, and the arm's F1 minus that.
+        """
+        by_seed, measure = self.curves[curve], self.measures["truth_f1_micro"]
+        seeds = sorted(set(by_seed) & set(self.tables.get(arm, ())))
+        if not seeds:
+            return None
+        picked = {seed: analysis.best_of_curve(by_seed[seed], lambda t: analysis.value(measure, t)) for seed in seeds}
+        best = {seed: by_seed[seed][bias] for seed, (bias, _) in picked.items()}
+        mean = float(np.mean([value for _, value in picked.values()]))
+        return [bias for bias, _ in picked.values()], mean, analysis.compare(measure, self.tables[arm], best)
+
+    def probed(self) -> list[tuple[int, float, float, str]]:
+        """Return per seed the macro F1 of probe and SFT, and the findings that the expert's gate masks."""
+        found = []
+        for one in self.facts:
+            if "probe" in one and one["seed"] in self.tables.get("sft", ()):
+                (ours,) = self.values("truth_f1_macro", "sft", seeds=[one["seed"]])
+                found.append((one["seed"], one["probe"]["f1_macro"], ours, ", ".join(one["expert"]["masked"])))
+        return found
+
+
+def load(folder: Path) -> Outcomes:
+    """Read a folder that `collect` filled.
+
+    Raises:
+        UserError: there are no results, they were made by more than one version of the code, or a table by none.
+    """
+    facts = [artifacts.read_json(path) for path in sorted(folder.glob("facts-*.json"))]
+    _require_one_code(folder, facts)
+    tables = {name: table for name in ARMS if (table := _tables(folder, name))}
+    if not tables:
+        raise UserError(f"{folder}: holds no results; run valor experiments first")
+    return Outcomes(facts, tables, {name: curve for name in CURVES if (curve := _curves(folder, name))})
+
+
+def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Raise UserError where results were made by several versions of the code, or nobody knows by which."""
+    codes = {str(job["code"]): one["seed"] for one in facts for job in one["jobs"].values()}
+    codes |= {str(one["scored_by"]): one["seed"] for one in facts}
+    if len(codes) > 1:
+        found = ", ".join(f"{code} (seed {seed})" for code, seed in codes.items())
+        raise UserError(
+            f"{folder}: its results were made by {len(codes)} versions of the code, {found}, and cannot be compared; "
+            "delete the jobs of the older one below VALOR_HOME/experiments/jobs (their job.json names it) and run again"
+        )
+    known = {f"{name}-{one['seed']}.npz" for one in facts for name in one["arms"]}
+    known |= {f"curve-{name}-{one['seed']}" for one in facts for name in CURVES}
+    for path in sorted(folder.glob("*.npz")):
+        if path.name not in known and path.stem.split("_")[0] not in known:
+            raise UserError(f"{path}: no facts file says what made it; delete it, or run valor experiments again")
+
+
+def _tables(folder: Path, name: str) -> dict[int, Table]:
+    found = {}
+    for path in sorted(folder.glob(f"{name}-*.npz")):
+        number = path.stem.removeprefix(f"{name}-")
+        if number.isdigit():
+            found[int(number)] = results.load(path)
+    return found
+
+
+def _curves(folder: Path, name: str) -> dict[int, dict[str, Table]]:
+    found: dict[int, dict[str, Table]] = {}
+    for path in sorted(folder.glob(f"curve-{name}-*_*.npz")):
+        number, bias = path.stem.removeprefix(f"curve-{name}-").split("_")
+        found.setdefault(int(number), {})[bias] = results.load(path)
+    return found

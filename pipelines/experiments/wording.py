@@ -1,0 +1,29 @@
+"""How numbers stand in the document's tables."""
+
+from typing import Any
+
+import numpy as np
+
+from pipelines.experiments.analysis import Difference
+from valor.evaluation.measures import Measure
+
+
+def percent(value: Any) -> str:
+    """Return a fraction as a percentage."""
+    return f"{100 * value:.1f}"
+
+
+def change(found: Difference, measure: Measure) -> str:
+    """Return a difference in points with its interval, and whether it is better or worse where that is sure."""
+    mark = ""
+    if found.is_sure and measure.higher_is_better is not None:
+        mark = " better" if (found.value > 0) == measure.higher_is_better else " **worse**"
+    if not np.isfinite(found.low):
+        return f"{100 * found.value:+z.1f}"
+    return f"{100 * found.value:+z.1f} [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]{mark}"
+
+
+def heading(measure: Measure) -> str:
+    """Return a metric's name, with what it is measured against."""
+    source = {"truth": " (truth)", "report": " (report)"}.get(measure.name.split("_")[0], "")
+    return measure.label + source

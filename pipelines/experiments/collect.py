@@ -77,12 +77,20 @@ def _cost(reports: Job, seed: Seed, root: Path) -> dict[str, Any]:
     return {
         "took": [job.name.rpartition(", seed ")[0] for job in own],
         "processor_seconds": round(sum(record["processor_seconds"] for record in records)),
-        "resumed": any(record["metrics"].get("resumed_from_step") for record in records),
+        "resumed": any(map(_is_resumed, records)),
     }
 
 
 def _records(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
-    """Return what results were made by: name, settings, commit and code of every job."""
+    """Return what results were made by: name, settings, commit, code and cost of every job."""
     kept = ("name", "settings", "commit", "code")
-    every = [(job, job.record(root)) for job in with_ancestors(list(jobs))]
-    return {f"{job.stage}-{job.key}": {key: record.get(key) for key in kept} for job, record in every}
+    return {
+        f"{job.stage}-{job.key}": {key: record.get(key) for key in kept}
+        | {"processor_seconds": round(record["processor_seconds"]), "resumed": _is_resumed(record)}
+        for job in with_ancestors(list(jobs))
+        for record in [job.record(root)]
+    }
+
+
+def _is_resumed(record: Mapping[str, Any]) -> bool:
+    return bool(record["metrics"].get("resumed_from_step"))

@@ -13,7 +13,7 @@ from pipelines.experiments import analysis, figures, ledger, outcomes
 from pipelines.experiments.arms import ARMS
 from pipelines.experiments.headline import headline
 from pipelines.experiments.outcomes import BASELINE, FINAL, Outcomes
-from pipelines.experiments.wording import change, heading, percent
+from pipelines.experiments.wording import change, heading, percent, verdicts
 from valor.evaluation.measures import slug
 
 PAGE = "README.md"
@@ -222,11 +222,13 @@ def _with_bounds(row: Mapping[str, Any], key: str, *, scale: float = 1) -> str:
 
 def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
     lines = ["| arm | what it took after SFT | processor seconds, by seed |", "|---|---|---|"]
+    longest = 0
     for name, arm in ARMS.items():
-        found = [one["arms"][name] for one in facts if name in one["arms"]]
-        seconds = [f"{'≥ ' if cost['resumed'] else ''}{cost['processor_seconds']}" for cost in found]
-        if found:
-            lines.append(f"| {arm.title} | {' + '.join(found[0]['took']) or 'nothing'} | {', '.join(seconds)} |")
+        costs = [one["arms"][name] for one in facts if name in one["arms"]]
+        seconds = [f"{'≥ ' if cost['resumed'] else ''}{cost['processor_seconds']}" for cost in costs]
+        longest = max([longest, *(cost["processor_seconds"] for cost in costs)])
+        if costs:
+            lines.append(f"| {arm.title} | {' + '.join(costs[0]['took']) or 'nothing'} | {', '.join(seconds)} |")
     known = [one["models"] for one in facts if "models" in one]
     note = ""
     if known:
@@ -235,4 +237,11 @@ def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
             f"processor seconds by seed; the expert learned from {known[0]['expert_subjects']} image-report pairs of "
             f"its own, where SFT and the rewards share {known[0]['train_subjects']}.\n"
         )
-    return "## Cost\n\n" + "\n".join([*lines, "", note])
+    jobs = [job for one in facts for job in one["jobs"].values()]
+    hours = sum(job["processor_seconds"] for job in jobs) / 3600 / 2
+    mark = "≥ " if any(job["resumed"] for job in jobs) else ""
+    asked = [
+        ("an arm of a seed takes at most 900 s of one core", longest <= 900, f"{mark}{longest} s"),
+        ("all of the above take at most 5 h of two cores", hours <= 5, f"{mark}{hours:.1f} h"),
+    ]
+    return "## Cost\n\n" + "\n".join([*lines, "", note, verdicts(asked)])

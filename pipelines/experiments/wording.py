@@ -1,5 +1,6 @@
 """How numbers stand in the document's tables."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -27,3 +28,9 @@ def heading(measure: Measure) -> str:
     """Return a metric's name, with what it is measured against."""
     source = {"truth": " (truth)", "report": " (report)"}.get(measure.name.split("_")[0], "")
     return measure.label + source
+
+
+def verdicts(rows: Sequence[tuple[str, bool, str]]) -> str:
+    """Return a table of what was asked, whether that is met, and what was found."""
+    lines = [f"| {asked} | {got} | {'yes' if met else '**no**'} |" for asked, met, got in rows]
+    return "| asked | found | met |\n|---|---:|---|\n" + "\n".join(lines) + "\n"

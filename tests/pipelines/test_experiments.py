@@ -80,14 +80,14 @@ def test_rewards_never_see_the_supervised_share():
     assert Seed(7).text().job.settings["share"] == Seed(7).vision().job.settings["share"] == REWARDED
 
 
-def table(skill: float, *, seed: int, studies: int = 120) -> Table:
-    """Findings named with probability `skill` where they are, and a tenth of that where they are not."""
+def table(skill: float, *, seed: int, studies: int = 120, invented: float | None = None) -> Table:
+    """Findings named with probability `skill` where they are, and `invented` (a tenth of that) where they are not."""
     rng = np.random.default_rng(seed)
     values = np.zeros((studies, len(COLUMNS)))
     index = {name: i for i, name in enumerate(COLUMNS)}
     present = rng.random((studies, len(FINDINGS))) < 0.3
     draws = np.random.default_rng(seed + 1).random((studies, len(FINDINGS)))
-    stated = draws < np.where(present, skill, skill / 10)
+    stated = draws < np.where(present, skill, skill / 10 if invented is None else invented)
     for j, finding in enumerate(FINDINGS):
         for source in ("truth", "report"):
             values[:, index[f"{source}/tp/{finding}"]] = stated[:, j] & present[:, j]
@@ -95,7 +95,7 @@ def table(skill: float, *, seed: int, studies: int = 120) -> Table:
             values[:, index[f"{source}/fn/{finding}"]] = ~stated[:, j] & present[:, j]
     values[:, index["studies"]] = 1
     values[:, index["pairs/count"]] = 1
-    values[:, index["pairs/flipped"]] = stated[:, 0]
+    values[:, index["pairs/flipped"]] = stated[:, 0] & present[:, 0]
     values[:, index["similarity/sum"]], values[:, index["similarity/count"]] = 0.3, 1
     values[:, index["truth/abnormal"]], values[:, index["truth/abnormal_found"]] = 1, stated.any(axis=1)
     values[:, index["truth/side"]], values[:, index["truth/side_right"]] = 1, stated[:, 0]
@@ -163,10 +163,12 @@ def collected(tmp_path, monkeypatch):
                 results.save(
                     tmp_path / f"curve-{name}-{seed}_{bias:g}.npz", table(skills[name] + 0.1 * bias, seed=seed)
                 )
-        cost = {"took": ["text", "vision"], "processor_seconds": 61, "resumed": seed == 5}
+        cost = {"took": ["text", "vision"], "processor_seconds": 61, "resumed": False}
         facts = {"seed": seed, "scored_by": "abc", "arms": dict.fromkeys(skills, cost)}
         facts |= {"models": {"processor_seconds": 900, "expert_subjects": 70, "train_subjects": 80}}
-        facts |= {"jobs": {f"sft-{seed}": {"name": "sft", "settings": {}, "commit": "c", "code": "abc"}}}
+        job_facts = {"name": "sft", "settings": {}, "commit": "c", "code": "abc"}
+        job_facts |= {"processor_seconds": 3600 * seed, "resumed": False}
+        facts |= {"jobs": {f"sft-{seed}": job_facts}}
         bounds = {"signal_to_noise": [0.0004, 0.002], "cosine": None}
         row = {"signal_to_noise": 0.0012, "cosine": None, "bounds": bounds}
         facts |= {"signal": {"truth": row, "paper": row}}
@@ -212,8 +214,55 @@ def test_the_page_shows_what_the_tables_say(collected, two_seeds_are_all):
     assert "| 1 | 2026-01-02 (code abc) | sft, continued, text, valor, other_image |" in page
     assert "base, expert and judge, 900, 900 processor seconds by seed; the expert learned from 70" in page
     assert "| paper | 1.20 [0.40, 2.00], 1.20 [0.40, 2.00] | -, - |" in page
-    assert "| Stages 1 and 2 | text + vision | 61, ≥ 61 |" in page
+    assert "| Stages 1 and 2 | text + vision | 61, 61 |" in page
+    assert "| an arm of a seed takes at most 900 s of one core | 61 s | yes |" in page
+    assert "| all of the above take at most 5 h of two cores | 3.0 h | yes |" in page
     assert re.search(r"\| SFT continued \| 1, 1 \| \d+\.\d \| Stages 1 and 2 \| [+-]\d", page)
+
+
+def change_facts(folder, seed, change):
+    path = folder / f"facts-{seed}.json"
+    facts = json.loads(path.read_text())
+    change(facts)
+    path.write_text(json.dumps(facts))
+
+
+def test_what_was_asked_and_not_reached_is_told(collected, two_seeds_are_all):
+    for seed in (1, 5):
+        baseline = results.load(collected / f"continued-{seed}.npz")
+        worse = table(0.5, seed=seed, invented=0.2)
+        results.save(collected / f"valor-{seed}.npz", worse)
+        results.save(collected / f"curve-continued-{seed}_0.npz", baseline)
+        ours = analysis.value(
+            analysis.measured({1: worse})["truth_f1_macro"], results.load(collected / f"sft-{seed}.npz")
+        )
+        change_facts(collected, seed, lambda facts, ours=ours: facts["probe"].update(f1_macro=ours + 0.05))
+        change_facts(collected, seed, lambda facts: facts["arms"]["valor"].update(processor_seconds=901))
+        change_facts(collected, seed, lambda facts: facts["jobs"].update(more=facts["jobs"][f"sft-{facts['seed']}"]))
+    page = document.write(collected).read_text()
+    asked = dict(re.findall(r"^\| ([^|]+) \| [^|]+ \| (yes|\*\*no\*\*) \|$", page, re.M))
+    assert len(asked) == 14
+    assert [name for name, met in asked.items() if met == "yes"] == []
+
+
+def test_a_method_that_only_slides_along_the_curve_is_not_above_it(collected, two_seeds_are_all):
+    for seed in (1, 5):
+        best = results.load(collected / f"curve-sft-{seed}_1.npz")
+        results.save(collected / f"valor-{seed}.npz", best)
+    page = document.write(collected).read_text()
+    assert (
+        "F1 above the operating curve of SFT: the interval of the difference is above zero | +0.0 at least | **no**"
+        in page
+    )
+
+
+def test_a_resumed_job_leaves_the_time_unknown(collected, two_seeds_are_all):
+    change_facts(collected, 5, lambda facts: facts["arms"]["valor"].update(resumed=True))
+    change_facts(collected, 5, lambda facts: facts["jobs"]["sft-5"].update(resumed=True))
+    page = document.write(collected).read_text()
+    assert "at least 0.95 of it | not known: a job was resumed | **no** |" in page
+    assert "| Stages 1 and 2 | text + vision | 61, ≥ 61 |" in page
+    assert "two cores | ≥ 3.0 h | yes |" in page
 
 
 def test_results_of_two_versions_of_the_code_are_not_compared(collected):
@@ -240,7 +289,7 @@ def test_a_page_can_be_written_before_all_arms_are_there(collected, left_out):
             facts["arms"].pop(name)
         (collected / f"facts-{seed}.json").write_text(json.dumps(facts))
     page = document.write(collected).read_text()
-    assert "| met |" not in page
+    assert "F1 rises" not in page
     assert "## All arms" in page
 
 

@@ -93,4 +93,4 @@ def _records(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
 
 
 def _is_resumed(record: Mapping[str, Any]) -> bool:
-    return bool(record["metrics"].get("resumed_from_step"))
+    return record["tries"] > 1

@@ -8,6 +8,8 @@ from valor.errors import Interrupted, UserError, ValorError
 
 TEST_SEEDS = (48_001, 48_002, 48_003, 48_004, 48_005)
 """Opened once, after every choice was made on other seeds."""
+RESULTS = Path("docs/experiments")
+"""Where results go unless told otherwise, and those of the test seeds always: their ledger is there."""
 
 
 def listing() -> str:
@@ -88,7 +90,7 @@ def _root() -> Path:
 
 
 def _keep_apart(folder: Path, seeds: Sequence[int]) -> None:
-    """Refuse a folder in which seeds that choices were made on would stand beside those opened after them."""
+    """Refuse a folder where test seeds would stand beside seeds that choices were made on, or be opened unseen."""
     there = {int(path.stem.removeprefix("facts-")) for path in folder.glob("facts-*.json")}
     every = there | set(seeds)
     if every & set(TEST_SEEDS) and not every <= set(TEST_SEEDS):
@@ -97,6 +99,8 @@ def _keep_apart(folder: Path, seeds: Sequence[int]) -> None:
             f"--results {folder}: test seeds and seed {others} would stand on one page; choose another folder for the "
             "latter"
         )
+    if set(seeds) & set(TEST_SEEDS) and folder.resolve() != RESULTS.resolve():
+        raise UserError(f"--results {folder}: test seeds are opened in {RESULTS} alone, where their ledger is")
 
 
 def document(folder: Path) -> Path:

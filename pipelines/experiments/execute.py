@@ -42,7 +42,7 @@ def execute(job: Job, root: Path, *, code: str) -> None:
     os.environ["VALOR_RUN_DIR"] = str(folder)
     if code_digest() != code:
         raise UserError(f"{job.name}: the code has changed since the experiments began; start them again")
-    made_by = {**code_identity(), "code": code}
+    made_by = {**code_identity(), "code": code, "tries": _count_try(folder)}
     begun, processor = time.monotonic(), _processor_seconds()
     outputs = {name: folder / name for name in job.outputs}
     inputs = {name: output.path(root) for name, output in job.inputs.items()}
@@ -53,7 +53,7 @@ def execute(job: Job, root: Path, *, code: str) -> None:
             "name": job.name,
             "stage": job.stage,
             "settings": dict(job.settings),
-            # Of the last try alone: `resumed_from_step` among the metrics tells whether there was an earlier one.
+            # Of the last try alone.
             "seconds": time.monotonic() - begun,
             "processor_seconds": _processor_seconds() - processor,
             "metrics": {key: float(value) for key, value in metrics.items()},
@@ -61,6 +61,14 @@ def execute(job: Job, root: Path, *, code: str) -> None:
             **made_by,
         },
     )
+
+
+def _count_try(folder: Path) -> int:
+    """Return the number of this try; what an earlier one spent is known to nobody."""
+    path = folder / "tries.json"
+    number = 1 + (artifacts.read_json(path) if path.is_file() else 0)
+    artifacts.write_json(path, number)
+    return number
 
 
 def _processor_seconds() -> float:
@@ -145,7 +153,10 @@ def _signal(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Pa
 
 
 def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
-    """Make a dataset whose training reports are those of a predictions artifact, where it has one."""
+    """Make a dataset whose training reports are those of a predictions artifact, where it has a row.
+
+    A study whose prediction is empty or cut is left out: its own report is what this arm must do without.
+    """
     import dataclasses
 
     import pyarrow.parquet as pq
@@ -163,12 +174,15 @@ def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, P
     from valor.evaluation.predict import TABLE
 
     chosen = pq.read_table(inputs["predictions"] / TABLE).to_pylist()
-    texts = {row["study_id"]: row["hypothesis"] for row in chosen if row["hypothesis"]}
-    digests, replaced = [], 0
+    texts = {row["study_id"]: "" if row["truncated"] else row["hypothesis"] for row in chosen}
+    digests, replaced, left_out = [], 0, 0
     with artifacts.atomic_dir(outputs["dataset"]) as folder:
         with TableWriter(folder / "shard-00000.parquet", SCHEMA) as table:
             for study in iter_studies(shard_paths(inputs["dataset"])):
                 if study.split == "train" and study.study_id in texts:
+                    if not texts[study.study_id]:
+                        left_out += 1
+                        continue
                     findings, _, impression = texts[study.study_id].partition("IMPRESSION: ")
                     findings = findings.removeprefix("FINDINGS: ").strip()
                     study = dataclasses.replace(study, findings=findings or None, impression=impression or None)
@@ -178,7 +192,7 @@ def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, P
         digest = dataset_digest(digests)
         artifacts.write_json(folder / DATASET_INFO, {"schema_version": SCHEMA_VERSION, "digest": digest})
     artifacts.stamp(outputs["dataset"], kind="dataset", stage="relabel", digest=digest)
-    return {"replaced": replaced}
+    return {"replaced": replaced, "left_out": left_out}
 
 
 OWN: dict[str, Callable[[Job, Path, dict[str, Path], dict[str, Path]], Mapping[str, float]]] = {

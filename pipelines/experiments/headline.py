@@ -64,7 +64,7 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
         ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+z.0f}%"),
         ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+z.0f}%"),
         ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+z.1f}"),
-        ("more counterfactual pairs are told apart", flips.value > 0, f"{100 * flips.value:+z.1f}"),
+        ("more counterfactual pairs are told apart", flips.value > 0, change(flips, found.measures["flip_rate"])),
     ]
     for name in found.curves:
         if stands := found.above_best(name, FINAL):

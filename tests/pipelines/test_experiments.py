@@ -112,6 +112,7 @@ def test_a_difference_is_paired_and_its_interval_holds_the_seeds_mean():
     assert found.value == pytest.approx(np.mean(list(found.seeds.values())))
     same = analysis.compare(measure, worse, worse)
     assert (same.value, same.low, same.high) == (0, 0, 0)
+    assert same.within == (0, 0)
     swapped = analysis.compare(measure, worse, better)
     assert swapped.value == pytest.approx(-found.value)
     assert swapped.high < 0
@@ -174,7 +175,7 @@ def collected(tmp_path, monkeypatch):
         facts |= {"signal": {"truth": row, "paper": row}}
         facts |= {"probe": {"f1_macro": 0.9}, "expert": {"masked": ["Fracture"]}}
         (tmp_path / f"facts-{seed}.json").write_text(json.dumps(facts))
-        opened = {"seed": seed, "date": "2026-01-02", "code": "abc", "commit": "c"}
+        opened = {"seed": seed, "date": "2026-01-02", "code": "abc", "plan": "p", "commit": "c"}
         with (tmp_path / "opened.jsonl").open("a") as file:
             file.write(json.dumps(opened) + "\n")
     return tmp_path
@@ -203,7 +204,7 @@ def test_the_page_shows_what_the_tables_say(collected, two_seeds_are_all):
     assert "| Stages 1 and 2 | 2 |" in page
     assert "Is it the image?" in page
     assert "Which text rewards?" not in page  # none of its arms has run
-    assert re.search(r"\| 1 \| 90\.0 \| \d+\.\d \| [+-]\d+\.\d \| Fracture \|", page)
+    assert re.search(r"\| 1 \| 90\.0 \| \d+\.\d \| [+-]\d+\.\d \| \d+\.\d \| Fracture \|", page)
     pictures = re.findall(r"!\[([^]]*)\]\((\S+)\)", page)
     assert len(pictures) >= 3
     for words, figure in pictures:
@@ -211,7 +212,7 @@ def test_the_page_shows_what_the_tables_say(collected, two_seeds_are_all):
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
     assert document.write(collected).read_text() == page
     assert "## Stages 1 and 2 against SFT continued" in page
-    assert "| 1 | 2026-01-02 (code abc) | sft, continued, text, valor, other_image |" in page
+    assert "| 1 | 2026-01-02 (code abc, plan p) | sft, continued, text, valor, other_image |" in page
     assert "base, expert and judge, 900, 900 processor seconds by seed; the expert learned from 70" in page
     assert "| paper | 1.20 [0.40, 2.00], 1.20 [0.40, 2.00] | -, - |" in page
     assert "| Stages 1 and 2 | text + vision | 61, 61 |" in page
@@ -262,7 +263,7 @@ def test_a_resumed_job_leaves_the_time_unknown(collected, two_seeds_are_all):
     page = document.write(collected).read_text()
     assert "at least 0.95 of it | not known: a job was resumed | **no** |" in page
     assert "| Stages 1 and 2 | text + vision | 61, ≥ 61 |" in page
-    assert "two cores | ≥ 3.0 h | yes |" in page
+    assert "two cores | ≥ 3.0 h | **no** |" in page
 
 
 def test_results_of_two_versions_of_the_code_are_not_compared(collected):
@@ -311,6 +312,22 @@ def test_the_ledger_has_a_line_for_each_time_that_other_code_begins(tmp_path, mo
     assert [(row["seed"], row["code"]) for row in ledger.read(tmp_path)][3:] == [(7, "another")]
 
 
+def test_the_ledger_has_a_line_for_each_time_that_other_settings_begin(tmp_path, monkeypatch):
+    ledger.append(tmp_path, [7])
+    monkeypatch.setattr(Schedule, "__init__", functools.partialmethod(Schedule.__init__, text_lr=2.0e-4))
+    ledger.append(tmp_path, [7])
+    first, second = ledger.read(tmp_path)
+    assert first["code"] == second["code"]
+    assert first["plan"] != second["plan"]
+
+
+def test_a_test_seed_is_opened_where_its_ledger_is(tmp_path):
+    for action in (functools.partial(command.run_all, cores=1), command.collect_all):
+        with pytest.raises(UserError, match="test seeds are opened in docs/experiments alone"):
+            action(["sft"], seeds=command.TEST_SEEDS[:1], folder=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_table_that_nothing_is_known_of_is_refused(collected):
     (collected / "valor-1.npz").rename(collected / "paper-1.npz")
     with pytest.raises(UserError, match=r"paper-1\.npz: no facts file says what made it"):
@@ -321,7 +338,7 @@ def finish(root, jobs, **changes):
     """Make jobs look done, an hour of processor time each."""
     for one in with_ancestors(jobs):
         record = {"name": one.name, "settings": {}, "commit": "c", "code": "abc", "processor_seconds": 3600}
-        record |= {"metrics": {"resumed_from_step": 0}, "finished": "2026-01-02T03:04:05+00:00", **changes}
+        record |= {"metrics": {}, "tries": 1, "finished": "2026-01-02T03:04:05+00:00", **changes}
         one.folder(root).mkdir(parents=True, exist_ok=True)
         (one.folder(root) / "job.json").write_text(json.dumps(record))
 
@@ -473,6 +490,7 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert not broken.is_done(tmp_path)
     assert data.record(tmp_path)["metrics"]["studies"] == 22
     assert data.record(tmp_path)["code"] == code_digest()
+    assert data.record(tmp_path)["tries"] == 1
     assert run.verdict_on(data, tmp_path) is None
     studies = training_studies(data.output("dataset").path(tmp_path), studies=0, seed=0)
     reward = truth_reward(data.output("evidence").path(tmp_path), studies)
@@ -486,6 +504,7 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     with pytest.raises(UserError):
         run.run([broken, needs, data], root=tmp_path, cores=1, say=lines.append)
     assert lines[0].startswith("3 jobs, 1 of them done")
+    assert artifacts.read_json(broken.folder(tmp_path) / "tries.json") == 2
     assert lines[-1] == "probe: not run, it needs what failed"
     assert "nowhere" in run.verdict_on(needs, tmp_path)
     unknown = Job("unknown", "no such stage", {}, ("x",))

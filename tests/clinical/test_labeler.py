@@ -58,6 +58,11 @@ COURSE = {
     "History of pneumonia.": {},
     "Clinical information: pneumothorax.": {},
     "REASON FOR EXAM: effusion.": {},
+    "Clinical history: fever. Right lower lobe consolidation.": {"Consolidation": P},
+    "No acute disease. History: cardiomegaly. IMPRESSION: Pneumothorax.": {"Pneumothorax": P},
+    "INDICATION: Chest pain FINDINGS: Small effusion.": {"Pleural Effusion": P},
+    "This leads to crowding of the vessels.": {},
+    "Pacemaker leads to the right ventricle are seen.": {"Support Devices": P},
     "Evidence of previous granulomatous infection.": {},
 }
 DOUBT = {

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -127,21 +129,27 @@ def test_the_side_pays_when_the_image_agrees_and_costs_when_not(expert):
     assert right > none > wrong
 
 
-def test_no_place_makes_a_doubtful_finding_worth_naming_nor_a_true_one_worth_hiding(expert):
-    left, column = expert.embed_texts(["Left pleural effusion."]), OBSERVATIONS.index("Pleural Effusion")
-    reports = ["Left pleural effusion.", "Right pleural effusion.", "No effusion."]
-
-    def scores(bias):
-        calibration = _calibration(Pleural_Effusion=bias)
-        calibration["Pleural Effusion"]["side"] = {"scale": 50.0, "bias": [0.0] * 3, "prior": [0.1, 0.8, 0.1]}
-        statements = Statements(Margins(expert), calibration, masked=(), odds=1.0)
-        assert statements.probability(left)[0, column] == pytest.approx(torch.tensor(bias).sigmoid().item())
-        return statements.log_probability(left.expand(3, -1), reports)
-
-    right, wrong, silent = scores(-0.1)
-    assert silent > right > wrong
-    right, wrong, silent = scores(1.5)
-    assert right > wrong > silent
+@pytest.mark.parametrize("odds", [1.0, 1.5, 3.0])
+def test_a_finding_is_worth_naming_from_one_probability_on_wherever_it_is_put(expert, odds):
+    image = expert.embed_texts(["Left lower lobe consolidation."])
+    column, margins = OBSERVATIONS.index("Consolidation"), Margins(expert)
+    sides = margins.sides(image)[0, column].argsort(descending=True).tolist()
+    zones = margins.zones(image)[0, column].argsort(descending=True).tolist()
+    best, worst = ([SIDES[sides[i]].capitalize(), f"consolidation in the {ZONES[zones[i]]} lung zone."] for i in (0, 2))
+    named = [" ".join(best), f"{best[0]} consolidation.", "There is a consolidation.", " ".join(worst)]
+    pays = 1 / (1 + odds)
+    for probability in (0.1, pays - 0.02, pays + 0.02, 0.55, 0.65, 0.9, 0.99):
+        bias = math.log(probability / (1 - probability))
+        calibration = _calibration(Consolidation=bias, Lung_Opacity=bias)
+        calibration["Consolidation"]["side"] = {"scale": 50.0, "bias": [0.0] * 3, "prior": [1 / 3] * 3}
+        calibration["Consolidation"]["zone"] = {"scale": 50.0, "bias": [0.0] * 3, "prior": [1 / 3] * 3}
+        statements = Statements(margins, calibration, masked=(), odds=odds)
+        assert statements.probability(image)[0, column] == pytest.approx(probability)
+        *scores, silent = statements.log_probability(image.expand(5, -1), [*named, "No consolidation."])
+        assert [score > silent for score in scores] == [probability > pays] * len(named), probability
+        if probability > pays:
+            assert scores == sorted(scores, reverse=True)
+            assert scores[0] > scores[-1]
 
 
 def test_scores_of_a_batch_are_those_of_each_alone(expert):

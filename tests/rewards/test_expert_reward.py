@@ -42,12 +42,12 @@ def test_it_has_a_name_and_takes_what_trl_passes(expert, kind):
     assert as_messages == reward(completions=[REPORT], image_embed=_embeds(1))
 
 
-def test_empty_and_repetitive_reports_rank_last(expert, kind):
+def test_reports_that_state_nothing_and_repetitive_ones_rank_last(expert, kind):
     lowest = {"paper": LOWEST_SIMILARITY, "statements": LOWEST_STATEMENTS}[kind]
-    bad = ["", "FINDINGS:", REPEATED, "the the " * 50]
-    scores = expert_reward(expert, kind)([*bad, REPORT], image_embed=_embeds(5))
-    assert scores[:4] == [lowest] * 4
-    assert scores[4] > lowest
+    bad = ["", "FINDINGS:", REPEATED, "the the " * 50, "Qwerty.", "The of zork blip lung and the of."]
+    scores = expert_reward(expert, kind)([*bad, REPORT, "No acute disease."], image_embed=_embeds(8))
+    assert scores[:6] == [lowest] * 6
+    assert min(scores[6:]) > lowest
 
 
 def test_a_truncated_report_ranks_last_only_if_the_end_is_known(expert, kind):

@@ -2,9 +2,11 @@
 
 import contextlib
 import json
+import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -17,7 +19,7 @@ from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Guards, TextReward, load
 from valor.stages.grpo_text import grpo_text
 from valor.training import callbacks
-from valor.training.guards import CALLED, STATED, blind_spots, collapse, healthy, stated_findings
+from valor.training.guards import ABNORMAL, CALLED, STATED, blind_spots, collapse, healthy, stated_findings
 
 HEALTHY = {
     STATED: 0.8, CALLED: 0.2, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.1, "entropy": 0.4,
@@ -37,7 +39,7 @@ LIMITS = [
     ("max_called_rise", CALLED, 0.69, 0.67),
     ("min_length_ratio", "completions/mean_length", 19.0, 21.0),
     ("max_length_ratio", "completions/mean_length", 81.0, 79.0),
-    ("max_cut_rise", "completions/clipped_ratio", 0.61, 0.59),
+    ("max_cut_rise", "completions/clipped_ratio", 0.56, 0.54),
     ("min_entropy_ratio", "entropy", 0.039, 0.041),
     ("max_entropy_ratio", "entropy", 1.61, 1.59),
     ("max_kl", "kl", 1.01, 0.99),
@@ -118,12 +120,52 @@ def test_a_checkpoint_is_good_only_far_from_every_limit(setting, key, beyond, wi
 
 def test_recall_is_of_abnormal_references_and_false_alarms_of_normal_ones():
     normal, abnormal = "No pleural effusion. Support devices in place.", "Small left pleural effusion."
-    uncertain, both = "Possible pneumonia.", "Small left pleural effusion. No pleural effusion."
-    found = stated_findings([normal, abnormal, uncertain, both], [abnormal] * 4)
-    assert found == {STATED: [False, True, False, False], CALLED: []}
-    assert stated_findings([normal, abnormal], [normal] * 2) == {STATED: [], CALLED: [False, True]}
+    doubtful, both = "Possible pneumonia.", "Small left pleural effusion. Cardiomegaly. No acute disease."
+    found = stated_findings([normal, abnormal, doubtful, both], [abnormal] * 4)
+    assert found == {STATED: [0, 1, 0, 1], CALLED: [], ABNORMAL: [1] * 4}
+    assert stated_findings([normal, doubtful], [normal] * 2) == {STATED: [], CALLED: [0, 1], ABNORMAL: [0, 0]}
     unknown = stated_findings([normal, abnormal, ""], [None] * 3)
-    assert unknown[STATED] == unknown[CALLED] == [False, True, False]
+    assert unknown == {STATED: [0, 1, 0], CALLED: [0, 1, 0], ABNORMAL: []}
+
+
+def test_one_finding_for_all_others_is_silence_about_them():
+    references = ["Left pneumothorax. Left rib fracture.", "Right lower lobe consolidation.", "Small left effusion."]
+    assert stated_findings(references, references)[STATED] == [1, 1, 1]
+    assert stated_findings(["Cardiomegaly."] * 3, references)[STATED] == [0, 0, 0]
+    # A consolidation is an opacity; who suspects a pneumonia has named both.
+    named = stated_findings(["There is an opacity.", "Possible pneumonia."], [references[1]] * 2)[STATED]
+    assert named == [0.5, 1]
+
+
+@pytest.mark.parametrize(("prompts", "steps"), [(8, 100), (8, 300), (2, 300)])
+def test_chance_does_not_stop_a_stage_and_silence_does(prompts, steps):
+    """Each prompt's completions agree nearly always, which is the worst that a group can do to a mean."""
+    rng = np.random.default_rng(0)
+
+    def logged(share: np.ndarray) -> list[dict[str, float]]:
+        said = rng.random((len(share), prompts)) < share[:, None]
+        by_line = said.mean(axis=1).reshape(-1, 5).mean(axis=1)
+        return [{"loss": 0.0, "step": 5 * n, STATED: float(value)} for n, value in enumerate(by_line, start=1)]
+
+    def stopped(lines: list[dict[str, float]], prompts: float) -> int | None:
+        ends = range(1, len(lines) + 1)
+        return next((lines[n - 1]["step"] for n in ends if collapse(lines[:n], Guards(), prompts=prompts)), None)
+
+    steady = [logged(np.full(steps, 0.28)) for _ in range(60)]
+    assert [stopped(lines, prompts) for lines in steady] == [None] * 60
+    assert any(stopped(lines, math.inf) for lines in steady), "without their noise the same windows would stop it"
+    if prompts == 8:
+        silent = [logged(np.where(np.arange(steps) < 50, 0.5, 0.02)) for _ in range(20)]
+        assert all(50 < (stopped(lines, prompts) or 0) <= 70 for lines in silent)
+
+
+def test_a_share_of_few_studies_is_not_judged_as_one_of_many():
+    def logged(normal: float, called: float) -> list[dict[str, float]]:
+        steps = range(1, 2 * WINDOW + 1)
+        return [{"loss": 0.0, "step": n, ABNORMAL: 1 - normal, CALLED: called if n > WINDOW else 0.0} for n in steps]
+
+    assert collapse(logged(normal=0.5, called=0.9), Guards(), prompts=8) is not None
+    assert collapse(logged(normal=0.0125, called=0.9), Guards(), prompts=8) is None, "one study in a window"
 
 
 def test_findings_everywhere_are_seen_where_most_studies_have_some():
@@ -147,6 +189,9 @@ def test_a_guard_that_cannot_see_says_so():
     assert blind_spots(Guards(), beta=0.1, logging_steps=5, max_steps=14) != []
     assert blind_spots(Guards(), beta=0.1, logging_steps=5, max_steps=15) == []
     assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=-1) == []
+    (few,) = blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=100, prompts=2)
+    assert "guards.window is 10 steps of 2 prompts" in few
+    assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=100, prompts=3) == []
     assert blind_spots(None, beta=0.0, logging_steps=60, max_steps=10) == []
 
 
@@ -163,11 +208,11 @@ def test_the_recipe_sets_guards_or_turns_them_off():
 
 def settings(*rewards: TextReward, steps: int, learning_rate: float) -> GrpoTextSettings:
     trainer = {
-        "max_steps": steps, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "num_generations": 8,
+        "max_steps": steps, "per_device_train_batch_size": 16, "gradient_accumulation_steps": 1, "num_generations": 2,
         "learning_rate": learning_rate, "save_steps": 1,
     }  # fmt: skip
     chosen = {"rewards": rewards} if rewards else {}
-    return GrpoTextSettings(max_new_tokens=24, guards=Guards(window=3), trainer=trainer, **chosen)
+    return GrpoTextSettings(max_new_tokens=24, guards=Guards(window=5), trainer=trainer, **chosen)
 
 
 def run_by_hand(chosen: GrpoTextSettings, output: Path, *, pipeline_run: str) -> int:
@@ -180,7 +225,7 @@ def test_a_reward_that_pays_for_silence_is_stopped_and_the_last_good_checkpoint_
     monkeypatch.setenv("VALOR_TRACKING", "off")
     monkeypatch.setenv("VALOR_WORK_ROOT", str(tmp_path / "work"))
     for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
-    hopeless = settings(for_silence, steps=40, learning_rate=3e-3)
+    hopeless = settings(for_silence, steps=40, learning_rate=1.5e-3)
     world()
     capsys.readouterr()
 
@@ -189,7 +234,7 @@ def test_a_reward_that_pays_for_silence_is_stopped_and_the_last_good_checkpoint_
         return capsys.readouterr().err.strip().splitlines()[-1]
 
     first = verdict("run-1")
-    assert "the share of completions that state a finding" in first
+    assert "the share of findings that completions state" in first
     assert "guards.min_findings_ratio" in first
     (work,) = (path for path in (tmp_path / "work").iterdir() if path.is_dir())
     (good,) = work.glob("checkpoint-*")
@@ -197,7 +242,7 @@ def test_a_reward_that_pays_for_silence_is_stopped_and_the_last_good_checkpoint_
     step, stopped = int(good.name.split("-")[1]), int(first.split("step ")[1].split(":")[0])
     assert 1 < step < stopped - 1, "good is from before the fall"
     state = json.loads((good / "trainer_state.json").read_text())
-    assert [line[STATED] for line in state["log_history"]][-1] > 0.7
+    assert [line[STATED] for line in state["log_history"]][-1] > 0.5
     assert not (tmp_path / "checkpoint").exists()
 
     assert "failed for good in this run" in verdict("run-1")
@@ -224,17 +269,20 @@ def test_a_healthy_run_is_not_stopped(tmp_path):
     )  # fmt: skip
     assert result.metrics["steps"] == 12
     history = json.loads((tmp_path / "checkpoint" / "valor.json").read_text())["history"]
-    assert min(line[STATED] for line in history) > 0.7
+    assert min(line[STATED] for line in history) > 0.6
 
 
 def test_guards_turned_off_let_it_fall(tmp_path):
     for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
-    chosen = settings(for_silence, steps=9, learning_rate=3e-3).model_copy(update={"guards": None})
+    chosen = settings(for_silence, steps=20, learning_rate=1.5e-3).model_copy(update={"guards": None})
     result = grpo_text(
         chosen, dataset=world().dataset, parent=world().parent, checkpoint=tmp_path / "checkpoint",
         context=Context(work_root=str(tmp_path / "work")),
     )  # fmt: skip
-    assert result.metrics["steps"] == 9
+    assert result.metrics["steps"] == 20
+    history = json.loads((tmp_path / "checkpoint" / "valor.json").read_text())["history"]
+    assert history[-1][STATED] < history[0][STATED] / 2
+    assert "guards.min_findings_ratio" in collapse(history, Guards(window=5), prompts=8)
 
 
 class ToldAt:
@@ -277,9 +325,9 @@ def test_a_stage_continued_between_two_log_lines_is_judged_as_if_it_had_not_stop
         return chosen.model_copy(update={"trainer": trainer})
 
     for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
-    falling = rarely_logged(settings(for_silence, steps=40, learning_rate=3e-3))
+    falling = rarely_logged(settings(for_silence, steps=40, learning_rate=1.5e-3))
     undisturbed = ended(falling, tmp_path / "falls", monkeypatch)
-    assert "the share of completions that state a finding" in undisturbed
+    assert "the share of findings that completions state" in undisturbed
     assert ended(falling, tmp_path / "falls, continued", monkeypatch, told_at=told_at) == undisturbed
     healthy_one = rarely_logged(settings(steps=10, learning_rate=3e-4))
     undisturbed = ended(healthy_one, tmp_path / "lives", monkeypatch)

@@ -7,11 +7,11 @@ from typing import Any
 
 _SEEN = (
     r"(?:seen|identified|visuali[sz]ed|appreciated|demonstrated|present|evident|detected|observed|noted|found"
-    r"|visible|apparent|shown|recogni[sz]ed|discernible)"
+    r"|visible|apparent|shown|recogni[sz](?:ed|able)|discernible|identifiable)"
 )
 _CLEARLY = (
     r"(?:(?:clearly|conclusively|convincingly|definite(?:ly)?|definitively|confidently|currently|now|yet|been"
-    r"|any longer|appear|seem|to be) )*"
+    r"|any longer|appear|seem|to be|be) )*"
 )
 # "Not seen on the prior" is new.
 _NOW = r"(?! (?:previously|before|on (?:the |any )?(?:prior|previous|comparison)))"
@@ -101,7 +101,8 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"hasn't",
         r"haven't",
         r"lack of",
-        r"lack(?:s|ing)",
+        r"lacks",
+        r"hardly any",
         r"devoid of",
         r"nothing",
         r"zero",
@@ -117,7 +118,8 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         rf"(?:is|are|was|were|has|have|does|do)n't {_CLEARLY}{_SEEN}{_NOW}",
         rf"never {_CLEARLY}{_SEEN}",
         rf"nowhere {_CLEARLY}{_SEEN}",
-        r"not (?:there|exist|suggested|a (?:concern|consideration))",
+        r"not (?:there|exist|recur|suggested|(?:be )?expected|a (?:concern|consideration))",
+        r"free(?<=-free)",
         r"(?:is|are)n't there",
         r"no more(?! than)",
         r"no longer(?: \w+)?",
@@ -136,10 +138,16 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"nil",
         # "The bases are excluded from the image" denies nothing.
         r"excluded(?! (?:from|on))",
-        r"ruled out",
+        r"ruled[- ]out",
+        r"lacking",
+        r"missing",
+        r"denied",
+        r"resected",
+        r"re-?expanded",
     ),
     ("neg_either", "after"): (
         r"none",
+        rf"false{_LAST}",
         rf"not?{_LAST}",
         rf"never{_LAST}",
         # A line of a table; without the colon a wrapped line of prose ("there is no / effusion").

@@ -29,7 +29,7 @@ SUPPORT_DEVICES = "Support Devices"
 _RANK: Mapping[Label, int] = {"negative": 0, "uncertain": 1, "positive": 2}
 _HEADINGS = ("findings?", "impressions?", "conclusion", "comparison", "technique", "opinion")
 # "Pneumothorax? No." is one sentence.
-_ANSWERED = r"(?<!\?(?= ?(?:no|none|not seen|absent|unlikely) *(?:[.;]|$)))"
+_ANSWERED = r"(?<!\?(?= ?(?:no|no evidence|none|negative|not seen|absent|unlikely) *(?:[.;]|$)))"
 # Every alternative begins with a character and looks back after it: `re` then skips to the next such character.
 _SENTENCE_END = re.compile(
     rf"[.!?](?<!\bvs.)(?!\d){_ANSWERED}|;|\n(?:\s*\n|(?=\s*(?:\d+[.)]|[-*]) ))|"
@@ -47,7 +47,11 @@ _ALWAYS_FOCAL = ("Consolidation", "Lung Lesion")
 _EXCEPTING = re.compile(
     r"\b(?:otherwise|aside from|apart from|other than|except|besides|exception of)\b", re.IGNORECASE
 )
-_UNREAD = re.compile(r"\b(?:indication|history|clinical (?:history|information)|reason for exam(?:ination)?) ?:[^\n]*")
+# To the end of its sentence: a report is one line, and what follows may be its only finding.
+_UNREAD = re.compile(
+    r"\b(?:indication|history|clinical (?:history|information)|reason for exam(?:ination)?) ?:"
+    rf"(?:(?!\b(?:{'|'.join(_HEADINGS)}) ?:)[^\n.;?!])*"
+)
 
 
 class Mention(NamedTuple):

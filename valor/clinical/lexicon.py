@@ -103,7 +103,7 @@ FINDING_PHRASES: dict[str, tuple[str, ...]] = {
         r"valve replacement",
         r"drains?",
         r"(?:support |monitoring |implanted |medical |closure )?devices?",
-        r"leads",
+        r"leads(?! to)",
         r"electrodes?",
         r"prosthesis",
         r"coils?",

@@ -29,8 +29,10 @@ ODDS = 1.5
 p = 1 / (1 + ODDS) = 0.4 on: the threshold that maximises F1 is half of the F1 that it reaches (Lipton et al. 2014,
 arXiv 1402.1892), about 0.8 here. Against held-out reports 1.5 was best of 0.7 to 9 (docs/models.md)."""
 PLACE_FLOOR = -math.log(2)
-"""The most that a wrong place costs a finding that is there. More, and silence would beat a true finding on the wrong
-side, and the reward would teach omissions."""
+"""The most that a wrong side, or a wrong zone, costs a finding that is there."""
+_PLACE_SHARE = 0.5
+"""The most that place costs, of what naming earns over silence. At all of it and more a finding of which the expert is
+not sure would be worth hiding unless it is put right, and the reward would teach omissions."""
 
 _ORDER: tuple[Label, ...] = ("negative", "uncertain", "positive")
 _NOUNS: dict[str, tuple[str, ...]] = {
@@ -154,7 +156,8 @@ class Statements:
         Uncertain costs the mean of "present" and "absent", so a hedge never beats the better of the two. A side or zone
         beside a finding that is present costs the log of its probability over the likeliest one's, clipped to
         [PLACE_FLOOR, 0] and weighted by the finding's own probability; naming none costs as much as one drawn by its
-        frequency. So the likeliest place is the best to name, and no place makes a doubtful finding worth naming.
+        frequency. Both together cost at most half of what naming earns over silence. So the likeliest place is the best
+        to name, no place makes a doubtful finding worth naming, and none makes a likely one worth hiding.
         """
         import torch
 
@@ -164,10 +167,13 @@ class Statements:
         zones = self._place(self._margins.zones(image_embeds), *self._zone)
         claim, side, zone = _encode(reports)
         score = torch.where(claim == 1, yes, torch.where(claim == 0, no, (yes + no) / 2))
-        for place, choice in ((sides, side), (zones, zone)):
-            # Place -1, none named, is the last column.
-            cost = place.gather(2, choice.remainder(place.shape[2]).unsqueeze(2)).squeeze(2)
-            score = score + torch.where(claim == 1, p * cost, 0.0)
+        # Place -1, none named, is the last column.
+        costs = [
+            place.gather(2, choice.remainder(place.shape[2]).unsqueeze(2)).squeeze(2)
+            for place, choice in ((sides, side), (zones, zone))
+        ]
+        misplaced = torch.maximum(p * sum(costs), -_PLACE_SHARE * (yes - no).clamp_min(0.0))
+        score = score + torch.where(claim == 1, misplaced, 0.0)
         return (score[:, self._keep].clamp(FLOOR, 0) @ self._worth).tolist()
 
     @staticmethod

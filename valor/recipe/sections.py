@@ -207,7 +207,8 @@ class Guards(Section):
 
     window: Positive = 10
     min_findings_ratio: Fraction | None = 0.5
-    """Completions that state a finding; in stage 1 of those alone whose reference states one."""
+    """In stage 1 of what a reference states the share that its completions state; in stage 2 the share of completions
+    that state a finding."""
     max_called_rise: Fraction | None = 0.6
     """Share of completions that state a finding: how much of the way from its start to 1; in stage 1 of those whose
     reference states none."""
@@ -215,7 +216,7 @@ class Guards(Section):
     max_length_ratio: float | None = pydantic.Field(2.0, ge=1)
     """Tokens per completion."""
     max_cut_rise: Fraction | None = 0.5
-    """Share of completions that max_new_tokens cuts, above that of the start."""
+    """Share of completions that max_new_tokens cuts: how much of the way from its start to 1."""
     min_entropy_ratio: Fraction | None = 0.1
     max_entropy_ratio: float | None = pydantic.Field(4.0, ge=1)
     max_kl: float | None = pydantic.Field(1.0, gt=0)

@@ -53,15 +53,16 @@ def _attainable(reference: Summary, weights: AgreementWeights) -> float:
 def _sum(reference: Summary, candidate: Summary, weights: AgreementWeights) -> float:
     total = 0.0
     due, given = _said(reference), _said(candidate)
-    # In the order of the vocabulary: a set's order, and with it the last bit of a sum, changes from process to process.
+    # Dictionaries in the order of the text: a set's order, and with it a sum's last bit, changes between processes.
     for finding in due | given:
         expected, stated = due.get(finding, _UNSAID), given.get(finding, _UNSAID)
-        earned = weights.true_positive * min(expected.presence, stated.presence)
+        shared = min(expected.presence, stated.presence)
+        earned = weights.true_positive * shared
         earned -= weights.omission * max(expected.presence - stated.presence, 0.0)
         earned -= weights.invention * max(stated.presence - expected.presence, 0.0)
-        if expected.presence and stated.presence:
-            earned += weights.side * _overlap(expected.sides, stated.sides)
-            earned += weights.zone * _overlap(expected.zones, stated.zones)
+        # A hedge earns no more of its place than of its finding, or it would pay where neither answer does.
+        earned += shared * weights.side * _overlap(expected.sides, stated.sides)
+        earned += shared * weights.zone * _overlap(expected.zones, stated.zones)
         total += SHARE.get(finding, 1.0) * earned
     for finding in OBSERVATIONS:
         if reference.labels.get(finding) == candidate.labels.get(finding) == "negative":

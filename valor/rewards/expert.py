@@ -8,6 +8,7 @@ reads every report into one assertion per finding (`valor.models.statements`).
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from valor.clinical.labeler import mentions
 from valor.models.sentences import sentences
 from valor.models.statements import ODDS, Statements
 from valor.rewards.completions import completion_text, were_cut
@@ -19,8 +20,8 @@ if TYPE_CHECKING:
 
 LOWEST_SIMILARITY = -1.0
 LOWEST_STATEMENTS = -10.0
-"""What an empty, truncated or repetitive report gets: below every other report, and a number, since TRL gives a nan
-reward the advantage 0, which is above the median."""
+"""What a truncated or repetitive report gets, and one that states nothing: below every other report, and a number,
+since TRL gives a nan reward the advantage 0, which is above the median."""
 _MAX_REPEATS = 2
 """A sentence may stand in findings and again in the impression."""
 
@@ -68,8 +69,11 @@ def expert_reward(
 
 
 def unusable(texts: Sequence[str], cut: Sequence[bool]) -> list[bool]:
-    """Tell of each report whether it must rank last: truncated, without a sentence, or repetitive."""
-    return [is_cut or not sentences(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
+    """Tell of each report whether it must rank last: truncated, repetitive, or one that states nothing.
+
+    Silence counts as denial, so words that state nothing would earn what a normal report does.
+    """
+    return [is_cut or not mentions(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
 
 
 def is_repetitive(report: str) -> bool:

@@ -69,13 +69,24 @@ def check_vllm(arguments: Any) -> None:
         raise UserError(f"trainer.use_vllm: vLLM {found} is installed, which TRL does not support; {wanted}")
 
 
+def prompts_per_step(arguments: Any) -> float:
+    """Return the prompts whose completions an optimizer step of GRPO sees anew, of all processes; 0 for SFT."""
+    prompts = getattr(arguments, "generation_batch_size", 0) / getattr(arguments, "num_generations", 1)
+    return prompts * arguments.gradient_accumulation_steps / _generation(arguments)
+
+
 def steps_between_saves(arguments: Any) -> int:
     """Return the optimizer steps from one to the next that ends where TRL's next generation begins.
 
     TRL generates every `steps_per_generation` x `num_iterations` micro-batches, which need not be whole steps.
     """
-    generation = getattr(arguments, "steps_per_generation", 1) * getattr(arguments, "num_iterations", 1)
-    return math.lcm(generation, arguments.gradient_accumulation_steps) // arguments.gradient_accumulation_steps
+    accumulated = arguments.gradient_accumulation_steps
+    return math.lcm(_generation(arguments), accumulated) // accumulated
+
+
+def _generation(arguments: Any) -> int:
+    """Return the micro-batches from one generation to the next."""
+    return getattr(arguments, "steps_per_generation", 1) * getattr(arguments, "num_iterations", 1)
 
 
 def effective(arguments: Any) -> dict[str, Any]:

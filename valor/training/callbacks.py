@@ -67,14 +67,19 @@ class StopOnNan(TrainerCallback):
 
 
 class StopOnCollapse(TrainerCallback):
-    """The guards of the GRPO stages (`valor.training.guards`)."""
+    """The guards of the GRPO stages (`valor.training.guards`).
 
-    def __init__(self, guards: Guards | None):
-        self._guards = guards
+    Args:
+        guards: limits.
+        prompts: of an optimizer step.
+    """
+
+    def __init__(self, guards: Guards | None, *, prompts: float):
+        self._guards, self._prompts = guards, prompts
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop at the log line that passes a limit, before the checkpoint of that step."""
-        verdict = collapse(state.log_history, self._guards)
+        verdict = collapse(state.log_history, self._guards, prompts=self._prompts)
         if verdict:
             raise GuardStop(f"step {state.global_step}: {verdict}")
 

@@ -220,7 +220,7 @@ def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
 
 
 def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards | None) -> None:
-    from valor.training.arguments import steps_between_saves
+    from valor.training.arguments import prompts_per_step, steps_between_saves
     from valor.training.callbacks import (
         CommitCheckpoints,
         KeepEpochsOrder,
@@ -231,10 +231,15 @@ def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards 
 
     every = steps_between_saves(trainer.args)
     trainer.add_callback(StopOnNan())
-    trainer.add_callback(StopOnCollapse(guards))
     args = trainer.args
+    prompts = prompts_per_step(args)
+    trainer.add_callback(StopOnCollapse(guards, prompts=prompts))
     for gap in blind_spots(
-        guards, beta=getattr(args, "beta", 0.0), logging_steps=args.logging_steps, max_steps=args.max_steps
+        guards,
+        beta=getattr(args, "beta", 0.0),
+        logging_steps=args.logging_steps,
+        max_steps=args.max_steps,
+        prompts=prompts,
     ):
         log.info("%s", gap)
     trainer.add_callback(KeepEpochsOrder())

@@ -6,22 +6,35 @@ A reward can be earned by falling silent or by saying everything, and the reward
 gathered for its next line (`valor.training.trainers`), so a stage that was killed and continued is judged as if it had
 not been, and the guards keep nothing of their own.
 
-Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions.
+A share of findings depends on the studies that a window happened to see, so beyond its limit it must also differ from
+its start by more than that could make it.
+
+Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions;
+in stage 2, whose rows hold no reference, a policy that names one finding for all others (its entropy falls).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
+from valor.clinical.hierarchy import NAMES
 from valor.clinical.summary import summarise
-from valor.clinical.vocabulary import FINDINGS
 from valor.recipe import Guards
 
 STATED = "completions/stated_findings"
-"""Log key: the share of completions that state a finding; of those whose reference does, where there is a reference."""
+"""Log key: of what the reference states, the share that a completion states too; without references the share of
+completions that state a finding."""
 CALLED = "completions/called_abnormal"
-"""Log key: the same share; of those whose reference states none, where there is a reference."""
+"""Log key: of completions whose reference states no finding, the share that state one; without references of all."""
+ABNORMAL = "completions/abnormal_reference"
+"""Log key: the share of completions whose reference states a finding, those that STATED is about."""
+_SURE = 4.0
+"""Standard errors that a share must have moved by: the windows are looked at again with every line of a long log."""
 _NO_ABNORMALITY = ("Support Devices", "No Finding")
+_FEWEST = 24
+"""Prompts of a window below which a fall from half of them to none is no more than `_SURE` standard errors."""
+_SHARES = (STATED, CALLED)
 _MILDER = "lower trainer.learning_rate or raise trainer.beta"
 
 
@@ -33,13 +46,13 @@ class _Guard:
     key: str
     what: str
     side: Literal["low", "high"]
-    scale: Literal["ratio", "rise", "room", "absolute"]
+    scale: Literal["ratio", "room", "absolute"]
     advice: str
 
     def bound(self, limit: float, *, start: float) -> float:
         """Return the limit in the number's own unit."""
         room = start + limit * (1 - start)
-        return {"ratio": limit * start, "rise": start + limit, "room": room, "absolute": limit}[self.scale]
+        return {"ratio": limit * start, "room": room, "absolute": limit}[self.scale]
 
     def passed(self, value: float, bound: float) -> bool:
         return value < bound if self.side == "low" else value > bound
@@ -47,7 +60,7 @@ class _Guard:
 
 _GUARDS = (
     _Guard(
-        "min_findings_ratio", STATED, "the share of completions that state a finding", "low", "ratio",
+        "min_findings_ratio", STATED, "the share of findings that completions state", "low", "ratio",
         f"reports fall silent: {_MILDER}, or make the rewards pay more for what is found",
     ),
     _Guard(
@@ -63,7 +76,7 @@ _GUARDS = (
         f"reports grow long: {_MILDER}, or give length_reward and repetition_reward more weight",
     ),
     _Guard(
-        "max_cut_rise", "completions/clipped_ratio", "the share of completions cut at max_new_tokens", "high", "rise",
+        "max_cut_rise", "completions/clipped_ratio", "the share of completions cut at max_new_tokens", "high", "room",
         f"reports no longer end: {_MILDER}, or give length_reward more weight",
     ),
     _Guard(
@@ -86,29 +99,50 @@ class _Line:
     """A number of the trainer's log: the step it was logged at, how many steps it averages over, its value."""
 
     step: int
-    steps: int
+    steps: float
     value: float
 
 
-def collapse(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> str | None:
+@dataclasses.dataclass(frozen=True)
+class _Level:
+    """A guarded number: its limit, its mean over the first window and over the last, and its last value."""
+
+    guard: _Guard
+    limit: float
+    start: float
+    now: float
+    last: float
+    noise: float
+
+    @property
+    def bound(self) -> float:
+        return self.guard.bound(self.limit, start=self.start)
+
+
+def collapse(
+    log_history: Sequence[Mapping[str, Any]], guards: Guards | None, *, prompts: float = math.inf
+) -> str | None:
     """Return the verdict on a training log, in one line without the step, or None where no limit is passed.
 
     Args:
         log_history: the trainer's log lines; lines and keys that no guard knows are passed over.
         guards: limits; None turns all of them off.
+        prompts: of an optimizer step, each with a group of completions; the fewer, the more chance makes of a share.
     """
-    for guard, limit, start, now, _ in _levels(log_history, guards):
-        bound = guard.bound(limit, start=start)
-        if guard.passed(now, bound):
+    for level in _levels(log_history, guards, prompts=prompts):
+        if level.guard.passed(level.now, level.bound) and abs(level.now - level.start) > _SURE * level.noise:
             window = guards.window if guards else 0
             return (
-                f"{guard.what}: {now:.3g} on average of the last {window} steps, {start:.3g} of the first; "
-                f"guards.{guard.setting} ({limit:g}) sets the limit at {bound:.3g}; {guard.advice}"
+                f"{level.guard.what}: {level.now:.3g} on average of the last {window} steps, {level.start:.3g} of the "
+                f"first; guards.{level.guard.setting} ({level.limit:g}) sets the limit at {level.bound:.3g}; "
+                f"{level.guard.advice}"
             )
     return None
 
 
-def blind_spots(guards: Guards | None, *, beta: float, logging_steps: float, max_steps: int) -> list[str]:
+def blind_spots(
+    guards: Guards | None, *, beta: float, logging_steps: float, max_steps: int, prompts: float = math.inf
+) -> list[str]:
     """Return what the guards will not see of a stage with these trainer settings, a line each.
 
     Args:
@@ -116,12 +150,19 @@ def blind_spots(guards: Guards | None, *, beta: float, logging_steps: float, max
         beta: weight of the KL term; TRL measures the divergence only where it is above 0.
         logging_steps: optimizer steps between two lines of the log.
         max_steps: of the stage; -1 where epochs end it.
+        prompts: of an optimizer step.
     """
     if guards is None:
         return []
     found = []
     if guards.max_kl is not None and not beta:
         found.append("guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured")
+    seen = guards.window * prompts
+    if seen < _FEWEST:
+        found.append(
+            f"guards.window is {guards.window} steps of {prompts:g} prompts: fewer than {_FEWEST} cannot tell silence "
+            "from chance; raise it, or the batch"
+        )
     last = max_steps // logging_steps * logging_steps if logging_steps >= 1 else max_steps
     if max_steps > 0 and last <= max(guards.window, logging_steps):
         found.append(
@@ -137,39 +178,48 @@ def healthy(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> 
     A verdict comes some lines after the collapse began, so this asks for more: no mean is half of the way from its
     start to its limit, and no last line, which a sudden collapse shows in first, is past the limit.
     """
-    for guard, limit, start, now, last in _levels(log_history, guards):
-        bound = guard.bound(limit, start=start)
-        if guard.passed(now, (start + bound) / 2) or guard.passed(last, bound):
-            return False
-    return True
+    return not any(
+        level.guard.passed(level.now, (level.start + level.bound) / 2) or level.guard.passed(level.last, level.bound)
+        for level in _levels(log_history, guards)
+    )
 
 
-def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> dict[str, list[bool]]:
-    """Tell of each completion whether it states a finding, under the log keys that count it.
+def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> dict[str, list[float]]:
+    """Return what completions state, under the log keys that average it.
 
-    One with a reference counts under STATED or CALLED, by whether its reference states a finding; one without under
-    both.
+    Findings are those of images, stated or suspected, by this or a narrower name. A completion with a reference counts
+    under STATED or CALLED, by whether its reference states a finding; one without under both.
+
+    Args:
+        texts: the completions.
+        references: their reports, or None where there is none.
     """
-    found: dict[str, list[bool]] = {STATED: [], CALLED: []}
+    found: dict[str, list[float]] = {STATED: [], CALLED: [], ABNORMAL: []}
     for text, reference in zip(texts, references, strict=True):
-        abnormal = _is_abnormal(text, is_candidate=True)
-        expected = None if reference is None else _is_abnormal(reference)
-        if expected is not False:
-            found[STATED].append(abnormal)
-        if expected is not True:
-            found[CALLED].append(abnormal)
+        given = _findings(text, is_candidate=True)
+        if reference is None:
+            found[STATED].append(float(bool(given)))
+            found[CALLED].append(float(bool(given)))
+            continue
+        due = _findings(reference)
+        found[ABNORMAL].append(float(bool(due)))
+        if due:
+            found[STATED].append(len(due & given) / len(due))
+        else:
+            found[CALLED].append(float(bool(given)))
     return found
 
 
-def _is_abnormal(report: str, *, is_candidate: bool = False) -> bool:
+def _findings(report: str, *, is_candidate: bool = False) -> frozenset[str]:
     labels = summarise(report, is_candidate=is_candidate).labels
-    return any(labels.get(finding) == "positive" for finding in FINDINGS if finding not in _NO_ABNORMALITY)
+    stated = [finding for finding, label in labels.items() if label != "negative" and finding not in _NO_ABNORMALITY]
+    return frozenset(name for finding in stated for name in NAMES[finding])
 
 
 def _levels(
-    log_history: Sequence[Mapping[str, Any]], guards: Guards | None
-) -> list[tuple[_Guard, float, float, float, float]]:
-    """Return (guard, limit, mean of the first window, of the last, last value) of all that can be judged already."""
+    log_history: Sequence[Mapping[str, Any]], guards: Guards | None, *, prompts: float = math.inf
+) -> list[_Level]:
+    """Return what can be judged already."""
     if guards is None:
         return []
     training = [line for line in log_history if "loss" in line]
@@ -178,7 +228,7 @@ def _levels(
     for guard in _GUARDS:
         limit = getattr(guards, guard.setting)
         lines = [
-            _Line(line["step"], steps=line["step"] - start, value=line[guard.key])
+            _Line(line["step"], steps=(line["step"] - start) * _part(line, guard.key), value=line[guard.key])
             for start, line in zip(starts, training, strict=False)
             if line.get(guard.key) is not None
         ]
@@ -187,10 +237,32 @@ def _levels(
         if limit is not None and len(lines) > len(first):
             last = lines[-1]
             recent = [line for line in lines if line.step > last.step - guards.window]
-            levels.append((guard, limit, _mean(first), _mean(recent), last.value))
+            noise = _error(first, recent, prompts=prompts) if guard.key in _SHARES else 0.0
+            levels.append(_Level(guard, limit, _mean(first), _mean(recent), last.value, noise))
     return levels
+
+
+def _part(line: Mapping[str, Any], key: str) -> float:
+    """Return the part of a line's completions that a number is about."""
+    abnormal = line.get(ABNORMAL)
+    if abnormal is None or key not in _SHARES:
+        return 1.0
+    return abnormal if key == STATED else 1.0 - abnormal
+
+
+def _error(first: Sequence[_Line], recent: Sequence[_Line], *, prompts: float) -> float:
+    """Return the standard error of two windows' difference in a share, were it the same in both.
+
+    It is the greatest possible: all completions of a prompt agree, and other prompts do not.
+    """
+    share = _mean([*first, *recent])
+    return math.sqrt(share * (1 - share) * sum(1 / (_steps(part) * prompts) for part in (first, recent)))
+
+
+def _steps(lines: Sequence[_Line]) -> float:
+    return sum(line.steps for line in lines)
 
 
 def _mean(lines: Sequence[_Line]) -> float:
     """Return the mean over steps: `logging_first_step` makes a line of one step beside lines of many."""
-    return sum(line.value * line.steps for line in lines) / sum(line.steps for line in lines)
+    return sum(line.value * line.steps for line in lines) / _steps(lines)

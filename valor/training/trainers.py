@@ -176,10 +176,10 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list
     ) -> "torch.Tensor":
         texts = [completion_text(completion) for completion in completions]
-        for key, stated in stated_findings(texts, [row.get("reference") for row in inputs]).items():
-            for one in stated:
+        for key, values in stated_findings(texts, [row.get("reference") for row in inputs]).items():
+            for value in values:
                 # TRL averages over all that is logged until its next log line, of all processes.
-                self._log_metric(key, float(one))
+                self._log_metric(key, value)
         return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
 
     def _looks_at_micro_batches(self) -> bool:

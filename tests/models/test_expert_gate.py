@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from valor.clinical.labeler import mentions
 from valor.clinical.vocabulary import OBSERVATIONS
 from valor.models import expert_gate
-from valor.models.statements import Statements, absent, present
+from valor.models.statements import Statements, absent, assertions, present
 from valor.recipe import ExpertGate
 
 EFFUSION, EDEMA = "Pleural Effusion", "Edema"
@@ -50,6 +51,46 @@ def test_an_expert_that_sees_passes_and_is_calibrated(expert, images):
     p = statements.probability(images)[:, OBSERVATIONS.index(EFFUSION)]
     assert p[:2].min() > 0.5 > p[2:4].max()
     assert float(p.mean()) == pytest.approx(0.5, abs=0.05)
+
+
+class Denies:
+    """Stands for an expert that saw more denials than findings, and prefers them whatever the image."""
+
+    def embed_texts(self, texts, *, batch=1):
+        return torch.tensor([[float(all(m.label == "negative" for m in mentions(text)))] for text in texts])
+
+
+def test_whoever_always_denies_or_always_asserts_is_right_in_half_of_the_negations():
+    read = [assertions(report) for report in REPORTS]
+    for sign, right in ((1.0, "negative"), (-1.0, "positive")):
+        _, negations = expert_gate._sentence_tests(Denies(), sign * torch.ones(len(REPORTS), 1), REPORTS, read)
+        for finding in (EFFUSION, EDEMA):
+            row = expert_gate._negation(negations[finding])
+            assert row[f"negation_{right}"] == 1
+            assert row["negation"] == 0.5
+            verdict = expert_gate._verdict(
+                finding, {"auc": 0.99, "deletion": 0.99, "side_swap": 0.99, **row}, ExpertGate()
+            )
+            assert verdict["masked"] == "negation 0.50 < 0.85"
+
+
+def test_a_finding_that_no_report_denies_is_denied_where_it_is_not():
+    reports = ["There is a rib fracture. No edema.", "There is pulmonary edema."] * 10
+    read = [assertions(report) for report in reports]
+    _, negations = expert_gate._sentence_tests(Denies(), torch.ones(len(reports), 1), reports, read)
+    assert negations["Fracture"] == {"positive": [False] * 10, "negative": [True] * 10}
+    everywhere = ["There is a rib fracture."] * 10
+    _, negations = expert_gate._sentence_tests(
+        Denies(), torch.ones(10, 1), everywhere, [assertions(report) for report in everywhere]
+    )
+    assert expert_gate._negation(negations["Fracture"])["negation"] is None
+
+
+def test_it_tells_how_often_the_reward_prefers_a_report_to_its_opposites(expert, images):
+    prefers = expert_gate.measure(expert, images, REPORTS, ExpertGate(min_negation=0))["prefers"]
+    assert set(prefers) == {"deletion", "negation", "side_swap", "another"}
+    assert min(prefers.values()) > 0.9
+    assert expert_gate.measure(expert, -images, REPORTS, ExpertGate())["prefers"] == {}
 
 
 def test_an_expert_that_sees_the_opposite_is_masked_and_named(expert, images):

@@ -2,11 +2,12 @@
 
 Per finding: AUC of the statement margin (present against absent, in general radiology English), and over the held-out
 reports' own sentences the accuracies of side swap (the sentence beats itself with left and right exchanged), negation
-(it beats its reversed polarity) and deletion (the margin of a report that has the finding is nearer to those that have
-it than to those that leave it out: prevalence aside, leaving it out scores lower). A finding below a threshold, or with
-too few cases, is masked from rewards and named; one whose sentences the edits cannot reverse is judged without
-negation. A failed side swap masks the finding's side and zone alone. Silence counts as absent, so the labels carry the
-reports' own noise: the figures are bounds from below.
+(it beats its reversed polarity; the mean of assertions and denials, or an expert that always prefers the more frequent
+would pass) and deletion (the margin of a report that has the finding is nearer to those that have it than to those that
+leave it out: prevalence aside, leaving it out scores lower). A finding below a threshold, or with too few cases, is
+masked from rewards and named; one whose sentences the edits cannot reverse is judged without negation. A failed side
+swap masks the finding's side and zone alone. Silence counts as absent, so the labels carry the reports' own noise: the
+figures are bounds from below.
 """
 
 import itertools
@@ -33,6 +34,11 @@ MIN_CASES = 8
 """Fewer positive reports of a finding than this measure nothing."""
 _MAX_SCALE = 50.0
 _MEASURES = ("auc", "negation", "deletion")
+_Assertion = tuple[str, str | None, str | None]
+"""What a report says of a finding: label, side and zone."""
+_Outcomes = dict[str, list[bool]]
+"""Whether the expert preferred the right one of two sentences, by finding or by polarity."""
+_SILENT: _Assertion = ("negative", None, None)
 
 
 def measure(
@@ -49,12 +55,12 @@ def measure(
     read = [assertions(report) for report in reports]
     margins = Margins(expert)
     presence = margins.presence(image_embeds).numpy()
-    swaps, negations = _sentence_tests(expert, image_embeds, reports)
+    swaps, negations = _sentence_tests(expert, image_embeds, reports, read)
     findings, calibration = {}, {}
     for column, finding in enumerate(OBSERVATIONS):
-        says = [own.get(finding, ("negative", None, None))[0] for own in read]
+        says = [own.get(finding, _SILENT)[0] for own in read]
         entry, line = _finding(presence[:, column], says)
-        entry |= {"negation": _rate(negations[finding]), "negation_pairs": len(negations[finding])}
+        entry |= _negation(negations[finding])
         entry |= {"side_swap": _rate(swaps[finding]), "side_pairs": len(swaps[finding])}
         entry |= _verdict(finding, entry, thresholds)
         findings[finding] = entry
@@ -72,6 +78,9 @@ def measure(
         "masked_sides": masked_sides,
         "overall": _overall(findings, swaps, negations)
         | {"deletion_paper": _paper_deletion(expert, image_embeds, reports)},
+        "prefers": _preferences(Statements(margins, calibration, masked=masked), image_embeds, reports, read)
+        if set(calibration) - set(masked)
+        else {},
         "calibration": calibration,
         "paraphrase_noise": {
             "statements": _statements_noise(
@@ -94,13 +103,15 @@ def show(gate: dict[str, Any]) -> str:
         note = f"  masked: {row['masked']}" if row["masked"] else ""
         note += f"  side masked: {row['masked_side']}" if row["masked_side"] else ""
         lines.append(f"{finding:28} {row['positives']:5} {numbers}{note}")
-    lines.append("overall: " + ", ".join(f"{k} {v:.3f}" for k, v in gate["overall"].items() if v is not None))
+    for key in ("overall", "prefers"):
+        lines.append(f"{key}: " + ", ".join(f"{k} {v:.3f}" for k, v in gate[key].items() if v is not None))
     return "\n".join(lines)
 
 
 def metrics(gate: dict[str, Any]) -> dict[str, float]:
     """Return the gate's numbers for the stage's metrics."""
     values = {f"expert_{name}": value for name, value in gate["overall"].items() if value is not None}
+    values |= {f"expert_prefers_{name}": value for name, value in gate["prefers"].items() if value is not None}
     return values | {"expert_masked_findings": float(len(gate["masked"]))}
 
 
@@ -134,7 +145,7 @@ def _add_places(
     calibration: dict[str, dict[str, Any]],
     margins: Margins,
     image_embeds: "torch.Tensor",
-    read: Sequence[dict[str, tuple[str, str | None, str | None]]],
+    read: Sequence[dict[str, _Assertion]],
     *,
     masked: Sequence[str],
 ) -> None:
@@ -155,7 +166,7 @@ def _statements_noise(
     expert: "Expert",
     image_embeds: "torch.Tensor",
     reports: Sequence[str],
-    read: Sequence[dict[str, tuple[str, str | None, str | None]]],
+    read: Sequence[dict[str, _Assertion]],
     *,
     masked: Sequence[str],
     masked_sides: Sequence[str],
@@ -172,7 +183,7 @@ def _statements_noise(
         margins, calibration = Margins(expert, wordings), {}
         presence = margins.presence(image_embeds).numpy()
         for column, finding in enumerate(OBSERVATIONS):
-            says = [own.get(finding, ("negative", None, None))[0] for own in read]
+            says = [own.get(finding, _SILENT)[0] for own in read]
             if line := _finding(presence[:, column], says)[1]:
                 calibration[finding] = line
         if not set(calibration) - set(masked):
@@ -189,7 +200,7 @@ def _paper_noise(
     expert: "Expert",
     image_embeds: "torch.Tensor",
     reports: Sequence[str],
-    read: Sequence[dict[str, tuple[str, str | None, str | None]]],
+    read: Sequence[dict[str, _Assertion]],
 ) -> float | None:
     """Return the root mean square difference of the plain similarity of two reports that assert the same."""
     import numpy as np
@@ -208,38 +219,97 @@ def _paper_noise(
 
 
 def _sentence_tests(
-    expert: "Expert", image_embeds: "torch.Tensor", reports: Sequence[str]
-) -> tuple[dict[str, list[bool]], dict[str, list[bool]]]:
-    """Return per finding the outcomes of side swaps (positive sentences that name one side) and of negations."""
-    pairs: list[tuple[int, str, str, list[str], bool]] = []
+    expert: "Expert", image_embeds: "torch.Tensor", reports: Sequence[str], read: Sequence[dict[str, _Assertion]]
+) -> tuple[_Outcomes, dict[str, _Outcomes]]:
+    """Return per finding the outcomes of side swaps (positive sentences that name one side) and of negations.
+
+    Negations by what the image's report says, "positive" or "negative". Some findings are never denied in a sentence of
+    their own: with every assertion of one comes an image whose report has none of what it asserts, where its denial
+    should win.
+    """
+    pairs: list[tuple[int, str, str, list[str], str]] = []
     for row, report in enumerate(reports):
         for sentence in sentences(report):
             found = mentions(sentence)
             sided = [m.finding for m in found if m.label == "positive" and m.side in ("left", "right")]
             if sided:
-                pairs.append((row, sentence, swap_sides(sentence), sided, True))
+                pairs.append((row, sentence, swap_sides(sentence), sided, "side"))
             edit = reversed_polarity(sentence)
             if edit:
-                pairs.append((row, sentence, edit, [m.finding for m in found], False))
-    swaps: dict[str, list[bool]] = {finding: [] for finding in OBSERVATIONS}
-    negations: dict[str, list[bool]] = {finding: [] for finding in OBSERVATIONS}
+                findings = [m.finding for m in found]
+                pairs.append((row, sentence, edit, findings, found[0].label))
+                other = _without(findings, read, after=row) if found[0].label == "positive" else None
+                if other is not None:
+                    pairs.append((other, edit, sentence, findings, "negative"))
+    swaps: _Outcomes = {finding: [] for finding in OBSERVATIONS}
+    negations: dict[str, _Outcomes] = {finding: {"positive": [], "negative": []} for finding in OBSERVATIONS}
     if pairs:
         own = image_embeds[[row for row, *_ in pairs]]
-        said, edited = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
-        difference = expert.embed_texts(said, batch=BATCH) - expert.embed_texts(edited, batch=BATCH)
-        for better, (_, _, _, findings, is_swap) in zip(((own * difference).sum(1) > 0).tolist(), pairs, strict=True):
+        right, wrong = [pair[1] for pair in pairs], [pair[2] for pair in pairs]
+        difference = expert.embed_texts(right, batch=BATCH) - expert.embed_texts(wrong, batch=BATCH)
+        for better, (*_, findings, kind) in zip(((own * difference).sum(1) > 0).tolist(), pairs, strict=True):
             for finding in set(findings) & set(OBSERVATIONS):
-                (swaps if is_swap else negations)[finding].append(better)
+                (swaps[finding] if kind == "side" else negations[finding][kind]).append(better)
     return swaps, negations
+
+
+def _without(findings: Sequence[str], read: Sequence[dict[str, _Assertion]], *, after: int) -> int | None:
+    """Return the next report, in a circle, that neither states nor suspects any of the findings."""
+    for step in range(1, len(read)):
+        row = (after + step) % len(read)
+        if all(read[row].get(finding, _SILENT)[0] == "negative" for finding in findings):
+            return row
+    return None
+
+
+def _negation(outcomes: _Outcomes) -> dict[str, Any]:
+    """Return a finding's accuracy where it is and where it is not, and their mean, which the threshold is for."""
+    rates = {f"negation_{kind}": _rate(outcomes[kind]) for kind in ("positive", "negative")}
+    known = [rate for rate in rates.values() if rate is not None]
+    return {
+        **rates,
+        "negation": sum(known) / 2 if len(known) == 2 else None,
+        "negation_pairs": sum(map(len, outcomes.values())),
+    }
+
+
+def _preferences(
+    scored: Statements,
+    image_embeds: "torch.Tensor",
+    reports: Sequence[str],
+    read: Sequence[dict[str, _Assertion]],
+) -> dict[str, float | None]:
+    """Return how often the `statements` reward prefers a report to an edit that asserts another; a tie counts half."""
+    edits: dict[str, list[str]] = {
+        "deletion": [" ".join(_without_positives(report)) for report in reports],
+        "negation": [" ".join(reversed_polarity(s) or s for s in sentences(report)) for report in reports],
+        "side_swap": [swap_sides(report) for report in reports],
+        "another": [*reports[1:], reports[0]],
+    }
+    found: dict[str, float | None] = {}
+    for kind, edited in edits.items():
+        rows = [row for row, text in enumerate(edited) if text and assertions(text) != read[row]]
+        own = scored.log_probability(image_embeds[rows], [reports[row] for row in rows])
+        others = scored.log_probability(image_embeds[rows], [edited[row] for row in rows])
+        found[kind] = _rate([((a > b) + (a >= b)) / 2 for a, b in zip(own, others, strict=True)])
+    return found
+
+
+def _without_positives(report: str) -> list[str]:
+    """Return a report's sentences without those that assert a finding."""
+    return [
+        sentence
+        for sentence in sentences(report)
+        if not any(m.label == "positive" and m.finding != "No Finding" for m in mentions(sentence))
+    ]
 
 
 def _paper_deletion(expert: "Expert", image_embeds: "torch.Tensor", reports: Sequence[str]) -> float | None:
     """Return how often the plain mean similarity falls when all positive sentences are deleted."""
     kept, rows = [], []
     for row, report in enumerate(reports):
-        parts = sentences(report)
-        rest = [s for s in parts if not any(m.label == "positive" and m.finding != "No Finding" for m in mentions(s))]
-        if rest and len(rest) < len(parts):
+        rest = _without_positives(report)
+        if rest and len(rest) < len(sentences(report)):
             kept.append(" ".join(rest))
             rows.append(row)
     if not rows:
@@ -292,23 +362,23 @@ def _verdict(finding: str, entry: dict[str, Any], thresholds: ExpertGate) -> dic
     return {"masked": "; ".join(reasons), "masked_side": side}
 
 
-def _overall(
-    findings: dict[str, Any], swaps: dict[str, list[bool]], negations: dict[str, list[bool]]
-) -> dict[str, float | None]:
+def _overall(findings: dict[str, Any], swaps: _Outcomes, negations: dict[str, _Outcomes]) -> dict[str, float | None]:
+    polarities = [_rate([x for row in negations.values() for x in row[kind]]) for kind in ("positive", "negative")]
+    known = [rate for rate in polarities if rate is not None]
     aucs = [row["auc"] for row in findings.values() if row["auc"] is not None]
     deletions = [row["deletion"] for row in findings.values() if row["deletion"] is not None]
     return {
         "macro_auc": sum(aucs) / len(aucs) if aucs else None,
         "side_swap": _rate([x for row in swaps.values() for x in row]),
-        "negation": _rate([x for row in negations.values() for x in row]),
+        "negation": sum(known) / 2 if len(known) == 2 else None,
         "deletion": sum(deletions) / len(deletions) if deletions else None,
     }
 
 
-def _placed(own: dict[str, tuple[str, str | None, str | None]], finding: str, part: int) -> bool:
+def _placed(own: dict[str, _Assertion], finding: str, part: int) -> bool:
     state = own.get(finding)
     return state is not None and state[0] == "positive" and state[part] is not None
 
 
-def _rate(outcomes: Sequence[bool]) -> float | None:
+def _rate(outcomes: Sequence[float]) -> float | None:
     return sum(outcomes) / len(outcomes) if len(outcomes) >= MIN_CASES else None

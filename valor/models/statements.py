@@ -31,8 +31,8 @@ arXiv 1402.1892), about 0.8 here. Against held-out reports 1.5 was best of 0.7 t
 PLACE_FLOOR = -math.log(2)
 """The most that a wrong side, or a wrong zone, costs a finding that is there."""
 _PLACE_SHARE = 0.5
-"""The most that place costs, of what naming earns over silence. At all of it and more a finding of which the expert is
-not sure would be worth hiding unless it is put right, and the reward would teach omissions."""
+"""The most that place costs, of what naming and silence differ by. At all of it and more a finding of which the expert
+is not sure would be worth hiding unless it is put right, and the reward would teach omissions."""
 
 _ORDER: tuple[Label, ...] = ("negative", "uncertain", "positive")
 _NOUNS: dict[str, tuple[str, ...]] = {
@@ -156,8 +156,8 @@ class Statements:
         Uncertain costs the mean of "present" and "absent", so a hedge never beats the better of the two. A side or zone
         beside a finding that is present costs the log of its probability over the likeliest one's, clipped to
         [PLACE_FLOOR, 0] and weighted by the finding's own probability; naming none costs as much as one drawn by its
-        frequency. Both together cost at most half of what naming earns over silence. So the likeliest place is the best
-        to name, no place makes a doubtful finding worth naming, and none makes a likely one worth hiding.
+        frequency. Both together cost at most half of what naming and silence differ by. So the likeliest place is the
+        best to name, no place makes a doubtful finding worth naming, and none makes a likely one worth hiding.
         """
         import torch
 
@@ -172,7 +172,7 @@ class Statements:
             place.gather(2, choice.remainder(place.shape[2]).unsqueeze(2)).squeeze(2)
             for place, choice in ((sides, side), (zones, zone))
         ]
-        misplaced = torch.maximum(p * sum(costs), -_PLACE_SHARE * (yes - no).clamp_min(0.0))
+        misplaced = torch.maximum(p * sum(costs), -_PLACE_SHARE * (yes - no).abs())
         score = score + torch.where(claim == 1, misplaced, 0.0)
         return (score[:, self._keep].clamp(FLOOR, 0) @ self._worth).tolist()
 

@@ -8,10 +8,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file
 
 from valor import artifacts
 from valor.errors import IntegrityError, Interrupted, ResourceError
-from valor.models import train
+from valor.models import train, train_expert
+from valor.recipe import ModelSettings, PhantomExpert, builtin_names, load
 
 
 def _settings(**expert):
@@ -26,6 +28,50 @@ def test_a_childs_user_error_comes_through_with_its_exit_code(tmp_path):
     assert error.value.exit_code == 2
     assert "70000" in str(error.value)
     assert not (tmp_path / "expert").exists()
+
+
+def test_a_judge_shares_neither_subjects_nor_weights_with_the_expert(tmp_path, monkeypatch):
+    """Its score of reports that an expert rewarded would be circular otherwise."""
+    small = {**_settings()["phantom_expert"], "subjects": 8, "steps": 2, "held_out_subjects": 8}
+    settings = ModelSettings(phantom_expert=PhantomExpert(**small), phantom_judge=PhantomExpert(**small, seed=9001))
+    subjects, weights = [], []
+    real_draw, real_build = train_expert.draw, train_expert.build_clip
+
+    def draw(seed, *args, **kwargs):
+        subjects.append(seed)
+        return real_draw(seed, *args, **kwargs)
+
+    def build_clip(*args, seed):
+        weights.append(seed)
+        return real_build(*args, seed=seed)
+
+    monkeypatch.setattr(train_expert, "draw", draw)
+    monkeypatch.setattr(train_expert, "build_clip", build_clip)
+    for kind in ("expert", "judge"):
+        train_expert.train_expert(train.settings_of(kind, settings), path=tmp_path / kind)
+    held_out = train_expert._HELD_OUT_SEED
+    assert subjects == [8001, 8001 + held_out, 9001, 9001 + held_out]
+    assert len(weights) == len(set(weights)) == 2
+    name = "vision_model.embeddings.patch_embedding.weight"
+    first, second = (load_file(tmp_path / kind / "model.safetensors")[name] for kind in ("expert", "judge"))
+    assert not first.equal(second)
+
+
+@pytest.mark.parametrize("name", builtin_names())
+def test_a_built_in_recipes_models_and_data_are_of_different_subjects(name):
+    recipe = load(name)
+    models, held_out = recipe.models, train_expert._HELD_OUT_SEED
+    seeds = {
+        "base": models.phantom_base.seed,
+        "expert": models.phantom_expert.seed,
+        "expert, held out": models.phantom_expert.seed + held_out,
+        "judge": models.phantom_judge.seed,
+        "judge, held out": models.phantom_judge.seed + held_out,
+        "data": recipe.data.phantom.seed,
+    }
+    assert len(set(seeds.values())) == len(seeds), seeds
+    assert train.settings_of("judge", models).phantom_expert == models.phantom_judge
+    assert train.settings_of("judge", models).seed != models.seed
 
 
 def test_exit_statuses_become_errors(tmp_path):

@@ -37,6 +37,14 @@ _ASKED = (
     ("step-plain", "valor / floor", "The same, no checkpointing, over VALOR's", "at most", 1.15),
 )
 """Which ratios the page shows: result, ratio, words, and the target or none."""
+_LEAST_RATE = 5_000
+"""Completions a second and core, asked of all default text rewards together and of the rule-based one alone."""
+_RULE_BASED = "clinical_agreement_reward"
+_MOST_SHARE = 0.05
+"""Of a step's time, asked of the rewards."""
+_MEMORY_HEAD = (
+    "G", "time, stock / VALOR", "stock, s/step", "VALOR, s/step", "memory, stock / VALOR", "stock, MB", "VALOR, MB",
+)  # fmt: skip
 _LABELS = {
     "stock": "stock TRL",
     "valor": "VALOR",
@@ -105,11 +113,11 @@ next to nothing.
 {where("memory-")}The projector alone trains, gradient checkpointing. Time is as above, with VALOR's decoding and
 shrinking. Memory is the process's peak above what the built model holds.
 
-{_table(("G", "time, stock / VALOR", "memory, stock / VALOR", "stock, MB", "VALOR, MB"), _memory_rows(results))}
+{_table(_MEMORY_HEAD, _memory_rows(results))}
 
 ## Rewards
 
-{where("rewards-")}{_reward_lines(results)}
+{where("rewards-")}{_table(("", "figure", "asked", "met"), _reward_rows(results))}{_on_rewards(results)}
 
 ## On a GPU
 
@@ -185,9 +193,13 @@ def _ratio_rows(results: Results) -> list[str]:
         if value is None:
             continue
         met = value["median"] >= target if bound == "at least" else value["median"] <= target
-        asked, verdict = (f"{bound} {target:g}", "yes" if met else "**no**") if bound else ("", "")
-        rows.append(f"| {words} | {_spread(value)} | {asked} | {verdict} |")
+        rows.append(_row(words, _spread(value), asked=f"{bound} {target:g}" if bound else "", met=met))
     return rows
+
+
+def _row(words: str, figure: str, *, asked: str, met: bool) -> str:
+    """Return a row of a figure, what was asked of it or "", and whether it met that."""
+    return f"| {words} | {figure} | {asked} | {('yes' if met else '**no**') if asked else ''} |"
 
 
 def _table(head: tuple[str, ...], rows: list[str]) -> str:
@@ -211,32 +223,59 @@ def _memory_rows(results: Results) -> list[str]:
         ratios, held = found["ratios"], found["activations_mb"]
         rows.append(
             f"| {found['work']['generations']} | {ratios['stock / valor']['median']:.2f}x"
+            f" | {found['seconds']['stock']:.1f} | {found['seconds']['valor']:.1f}"
             f" | {ratios['memory, stock / valor']['median']:.2f}x | {held['stock']:.0f} | {held['valor']:.0f} |"
         )
     return rows
 
 
-def _reward_lines(results: Results) -> str:
-    lines = []
-    for source, words in (("phantom", "phantom reports"), ("openi", "Open-i reports")):
+def _reward_rows(results: Results) -> list[str]:
+    rows = []
+    for source, of in (("phantom", "phantom reports"), ("openi", "Open-i reports")):
         if rate := results.get("rewards-text", {}).get(source):
-            lines.append(
-                f"- All four default text rewards on {words} of {rate['words']:.0f} words: {rate['median']:,.0f}"
-                f" completions a second and core ({rate['low']:,.0f} to {rate['high']:,.0f}; asked: 5,000)."
-            )
+            together = f"All four default text rewards on {of} of {rate['words']:.0f} words"
+            rows.append(_rate_row(together, rate, asked=True))
+            for name, each in rate["each"].items():
+                words = f"`{name}` alone{', the rule-based one' if name == _RULE_BASED else ''}"
+                rows.append(_rate_row(f"{words}, on {of}", each, asked=name == _RULE_BASED))
     if text := results.get("rewards-text-share"):
-        lines.append(f"- Their share of a step: {text['share']:.2%} (asked: under 5%).")
+        rows.append(_share_row("The text rewards' share of a step of stage 1", text["share"], f"{text['share']:.2%}"))
     for kind in ("statements", "paper"):
         if expert := results.get(f"rewards-{kind}-share"):
             whole = expert["share"] + expert["embedding_share"]
-            lines.append(
-                f"- `similarity: {kind}` in stage 2: {expert['share']:.1%} of a step for the reports and"
-                f" {expert['embedding_share']:.1%} for the images, {whole:.1%} in all (asked: under 5%). The expert, a"
-                " CLIP ViT-B/16 with its text encoder, is as large as the policy's tower and over twice its language"
-                f" model; it embedded {expert['images_embedded']} times for {expert['images']} images, all of them new:"
-                " an image seen before is not embedded again."
+            parts = f"{expert['share']:.1%} for the reports and {expert['embedding_share']:.1%} for the images"
+            rows.append(
+                _share_row(f"Share of a step of stage 2, `similarity: {kind}`", whole, f"{whole:.1%} ({parts})")
             )
-    return "\n".join(lines) or "Not measured yet."
+    return rows
+
+
+def _rate_row(words: str, rate: Mapping[str, float], *, asked: bool) -> str:
+    figure = f"{rate['median']:,.0f} ({rate['low']:,.0f} to {rate['high']:,.0f})"
+    bound = f"at least {_LEAST_RATE:,}" if asked else ""
+    return _row(f"{words}, completions a second and core", figure, asked=bound, met=rate["median"] >= _LEAST_RATE)
+
+
+def _share_row(words: str, share: float, figure: str) -> str:
+    return _row(words, figure, asked=f"under {_MOST_SHARE:.0%}", met=share < _MOST_SHARE)
+
+
+def _on_rewards(results: Results) -> str:
+    """Return what the rewards' table needs said, with a blank line before each paragraph."""
+    paragraphs = []
+    if "rewards-text" in results:
+        paragraphs.append(
+            "The text rewards score each completion in the recipe's order, and the words that one split the next finds"
+            " split."
+        )
+    experts = [found for kind in ("statements", "paper") if (found := results.get(f"rewards-{kind}-share"))]
+    if experts:
+        counts = "; ".join(sorted({f"{one['images_embedded']} times for {one['images']} images" for one in experts}))
+        paragraphs.append(
+            "The expert, a CLIP ViT-B/16 with its text encoder, is as large as the policy's tower and over twice its"
+            f" language model. It embedded {counts}, all of them new: an image seen before is not embedded again."
+        )
+    return "".join(f"\n\n{paragraph}" for paragraph in paragraphs)
 
 
 def _gpu(results: Results) -> str:

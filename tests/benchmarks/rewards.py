@@ -1,4 +1,4 @@
-"""The rewards: completions a second and core of the text rewards, and every reward's share of a step.
+"""The rewards: completions a second and core of the text rewards, all and each, and every reward's share of a step.
 
 Reports are the phantom's, each scored once; with `--openi` also the Open-i collection's, against each other.
 """
@@ -18,6 +18,8 @@ GROUP, BATCHES, BATCH = 8, 12, 400
 def text_rate(reports: list[str], *, batch: int = BATCH) -> dict[str, Any]:
     """Return completions a second of one core through all default text rewards, G per reference, none seen before.
 
+    Beside them, under `each`, is what each does alone; the words that one split the next finds split, as in a training.
+
     Args:
         reports: as many batches as they fill count.
         batch: completions per call.
@@ -26,20 +28,30 @@ def text_rate(reports: list[str], *, batch: int = BATCH) -> dict[str, Any]:
     from valor.rewards.text import build
 
     functions, _ = build(GrpoTextSettings().rewards)
-    rates = []
+    spent: dict[str, list[float]] = {function.__name__: [] for function in functions}
     for start in range(0, len(reports) - batch + 1, batch):
         texts = reports[start : start + batch]
         references = [texts[i // GROUP * GROUP] for i in range(len(texts))]
-        begin = time.process_time()
+        completions = [[{"role": "assistant", "content": text}] for text in texts]
         for function in functions:
-            function([[{"role": "assistant", "content": text}] for text in texts], references)
-        rates.append(len(texts) / (time.process_time() - begin))
-    if not rates:
+            begin = time.process_time()
+            function(completions, references)
+            spent[function.__name__].append(time.process_time() - begin)
+    together = [sum(seconds) for seconds in zip(*spent.values(), strict=True)]
+    if not together:
         raise SystemExit(f"{len(reports)} reports, a batch takes {batch}")
-    words = sum(len(report.split()) for report in reports) / len(reports)
+    return {
+        **_rate(together, batch),
+        "words": sum(len(report.split()) for report in reports) / len(reports),
+        "each": {name: _rate(seconds, batch) for name, seconds in spent.items()},
+    }
+
+
+def _rate(seconds: list[float], batch: int) -> dict[str, float]:
+    """Return completions a second of batches that took so long."""
     # The first half fills the labeler's table of sentences, as the first steps of a training do.
-    counted = sorted(rates[len(rates) // 2 :])
-    return {"median": counted[len(counted) // 2], "low": counted[0], "high": counted[-1], "words": words}
+    counted = sorted(batch / spent for spent in seconds[len(seconds) // 2 :])
+    return {"median": counted[len(counted) // 2], "low": counted[0], "high": counted[-1]}
 
 
 def openi(folder: Path) -> list[str]:
@@ -98,7 +110,8 @@ def main() -> None:
     result = once("rewards-text", rates, options)
     for source in ("phantom", "openi"):
         if source in result:
-            print(f"  {source}: {result[source]['median']:.0f} completions/s/core", flush=True)
+            each = ", ".join(f"{name} {rate['median']:.0f}" for name, rate in result[source]["each"].items())
+            print(f"  {source}: {result[source]['median']:.0f} completions/s/core ({each})", flush=True)
     for reward in ("text", "statements", "paper"):
         found = once(
             f"rewards-{reward}-share",

@@ -14,10 +14,13 @@ import lane
 import memory
 import pytest
 import race
+import rewards
 import step
 from lane import Turns, Work
 
 from valor import artifacts
+from valor.recipe import GrpoTextSettings
+from valor.rewards import text
 
 
 @pytest.fixture
@@ -138,6 +141,39 @@ def test_the_gpu_script_times_only_what_is_the_same_step_in_float32(results, mon
     assert ran == ["float32"] * 4 + ["bfloat16"] * 2
 
 
+def test_each_text_reward_has_a_rate_beside_that_of_all(monkeypatch):
+    now = 0.0
+
+    def lasting(name, seconds):
+        def reward(completions, references):
+            nonlocal now
+            assert len(completions) == len(references) == 8
+            now += seconds
+
+        reward.__name__ = name
+        return reward
+
+    monkeypatch.setattr(text, "build", lambda _: ([lasting("one", 1.0), lasting("other", 3.0)], [1.0, 1.0]))
+    monkeypatch.setattr(rewards.time, "process_time", lambda: now)
+    found = rewards.text_rate(["Two words."] * 35, batch=8)
+    assert found == {
+        "median": 2.0, "low": 2.0, "high": 2.0, "words": 2.0,
+        "each": {
+            "one": {"median": 8.0, "low": 8.0, "high": 8.0},
+            "other": {"median": pytest.approx(8 / 3), "low": pytest.approx(8 / 3), "high": pytest.approx(8 / 3)},
+        },
+    }  # fmt: skip
+    with pytest.raises(SystemExit, match="35 reports, a batch takes 40"):
+        rewards.text_rate(["Two words."] * 35, batch=40)
+
+
+def test_the_default_text_rewards_are_the_ones_that_are_timed():
+    found = rewards.text_rate([" ".join(report) for report in lane.reports_only(32)], batch=16)
+    assert list(found["each"]) == [reward.name for reward in GrpoTextSettings().rewards]
+    assert all(0 < found["median"] < each["median"] for each in found["each"].values())
+    assert document._RULE_BASED in found["each"]
+
+
 @pytest.mark.parametrize("key", lane.LOGGED)
 def test_what_is_no_number_is_no_agreement(key):
     works = {name: Work(variant=name) for name in ("stock", "valor")}
@@ -229,6 +265,25 @@ def memory_result(**changes) -> dict:
     return {**result, "ratios": {"stock / valor": spread, "memory, stock / valor": {**spread, "median": 2.78}}}
 
 
+def rate_result(**changes) -> dict:
+    """Return a result of the text rewards' rates as it is kept: all miss 5,000 a second, each alone does not."""
+    spread = {"median": 4837.0, "low": 2724.0, "high": 5317.0}
+    each = {
+        name: {**spread, "median": rate} for name, rate in (("clinical_agreement_reward", 13e3), ("gleu_reward", 9e3))
+    }
+    return {
+        "phantom": {**spread, "words": 33.2, "each": each}, "threads": 1, "machine": "a machine", "code": "present",
+        "date": "2026-01-02T10:00:00Z", "options": {}, **changes,
+    }  # fmt: skip
+
+
+def share_result(share: float, embedding_share: float = 0.0) -> dict:
+    return {
+        "share": share, "embedding_share": embedding_share, "images_embedded": 3, "images": 3, "threads": 1,
+        "machine": "a machine", "code": "present", "date": "2026-01-02T10:00:00Z", "options": {},
+    }  # fmt: skip
+
+
 def gpu_result(**changes) -> dict:
     figures = {"mfu": 0.25, "completion_tokens_per_s": 900.0, "peak_mb": 20480.0}
     return {
@@ -249,6 +304,47 @@ def test_the_document_says_what_was_measured_and_what_was_missed(tmp_path):
     assert "have not been measured" not in measured
     document.figure({"step-checkpointing": step_result()}, tmp_path / "figure.svg")
     assert "3.5x faster" in (tmp_path / "figure.svg").read_text()
+
+
+def test_the_document_says_of_the_rewards_what_was_asked_and_missed():
+    results = {
+        "rewards-text": rate_result(),
+        "rewards-text-share": share_result(0.0009),
+        "rewards-statements-share": share_result(0.004, 0.119),
+        "rewards-paper-share": share_result(0.004, 0.04),
+    }
+    rows = document.page(results).splitlines()
+    rate, spread = "completions a second and core", "(2,724 to 5,317)"
+    for row in (
+        f"| All four default text rewards on phantom reports of 33 words, {rate} | 4,837 {spread}"
+        " | at least 5,000 | **no** |",
+        f"| `clinical_agreement_reward` alone, the rule-based one, on phantom reports, {rate} | 13,000 {spread}"
+        " | at least 5,000 | yes |",
+        f"| `gleu_reward` alone, on phantom reports, {rate} | 9,000 {spread} |  |  |",
+        "| The text rewards' share of a step of stage 1 | 0.09% | under 5% | yes |",
+        "| Share of a step of stage 2, `similarity: statements` | 12.3% (0.4% for the reports and 11.9% for the images)"
+        " | under 5% | **no** |",
+        "| Share of a step of stage 2, `similarity: paper` | 4.4% (0.4% for the reports and 4.0% for the images)"
+        " | under 5% | yes |",
+    ):
+        assert row in rows
+    head = rows.index("## Rewards") + 2
+    assert rows[head : head + 2] == ["|  | figure | asked | met |", "| --- | --- | --- | --- |"]
+    assert "It embedded 3 times for 3 images, all of them new" in "\n".join(rows)
+    half = document.page({"rewards-text-share": share_result(0.0009)})
+    assert "The expert, a CLIP" not in half
+    assert "words that one split" not in half
+
+
+def test_the_document_shows_what_a_stage_2_step_takes_by_group_size():
+    rows = document.page({"memory-g08": memory_result()}).splitlines()
+    head = next(row for row in rows if row.startswith("| G |"))
+    values = rows[rows.index(head) + 2]
+    columns = [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, values)]
+    assert dict(zip(*columns, strict=True)) == {
+        "G": "8", "time, stock / VALOR": "3.50x", "stock, s/step": "7.0", "VALOR, s/step": "2.0",
+        "memory, stock / VALOR": "2.78x", "stock, MB": "608", "VALOR, MB": "219",
+    }  # fmt: skip
 
 
 def test_the_document_shows_the_newest_code_alone():

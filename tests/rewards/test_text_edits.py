@@ -11,7 +11,7 @@ import pytest
 from study_trees import SHARED
 
 from valor.clinical.hierarchy import NAMES, ancestors
-from valor.clinical.labeler import Mention, label, mentions
+from valor.clinical.labeler import Mention, mentions
 from valor.data.manifest import report_text
 from valor.data.phantom.disease import draw_findings
 from valor.data.phantom.report import write_report
@@ -57,10 +57,7 @@ def phantom_reports() -> list[str]:
 def openi_reports() -> list[str]:
     parsed = (parse_openi(path.read_bytes()).report for path in sorted(OPENI.glob("*.xml")))
     texts = [report_text(report.findings, report.impression) for report in parsed]
-    # One states nothing that the labeler knows: its copy earns -1 as silence does, and less than any statement would.
-    stating = [text for text in texts if label(text)]
-    assert len(stating) >= 299
-    return stating
+    return [text for text in texts if text]
 
 
 # What a report says, as far as the clinical reward claims to see it
@@ -176,8 +173,6 @@ CLINICAL_SEES: Mapping[str, Callable[[str, str], bool]] = {
     "sides swapped": lambda report, edited: names_one_side(report),
     # What the impression says again is still said.
     "a sentence dropped": lambda report, edited: named(edited) != named(report),
-    # One Open-i report goes on after "History:", whose line is not read.
-    "a finding invented": lambda report, edited: named(edited) != named(report),
     "said three times": lambda report, edited: False,
 }
 """Where the clinical reward claims to see an edit (report, edited), if not everywhere."""
@@ -239,7 +234,3 @@ def test_the_clinical_reward_leaves_repetition_to_the_others(source):
     assert len(pairs) >= LEAST
     assert preferred((TextReward(name="clinical_agreement_reward"),), pairs) == pairs
     assert preferred((TextReward(name="repetition_reward"),), pairs) == []
-
-
-def test_each_claim_asserts_its_finding_and_nothing_but_broader_names():
-    assert {finding: named(claim) for finding, claim in CLAIMS.items()} == {f: set(NAMES[f]) for f in CLAIMS}

@@ -38,13 +38,13 @@ class LengthBounds:
 
 
 def clinical_agreement(reference: str, candidate: str, weights: AgreementWeights) -> float:
-    """Return agreement on findings, sides and zones in [-1, 1]; -1 where the candidate states nothing.
+    """Return agreement on findings, sides and zones in [-1, 1]; -1 where the candidate alone states nothing.
 
     What the candidate asserts and denies in one breath is uncertain, unless the reference does so too.
     """
     expected = summarise(reference)
     stated = summarise(candidate, is_candidate=True, pardoned=expected.contradictions)
-    return agreement(expected, stated, weights) if stated.labels else -1.0
+    return agreement(expected, stated, weights) if stated.labels or not expected.labels else -1.0
 
 
 def sentence_gleu(reference: str, candidate: str) -> float:

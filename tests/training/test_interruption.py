@@ -181,7 +181,18 @@ def _too_large_for_the_device():
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
 
-@pytest.mark.parametrize("allocate", [_too_large_for_the_host, _too_large_for_python, _too_large_for_the_device])
+def _too_large_for_what_others_leave_of_the_device():
+    # What an allocation outside of torch's own pool meets, such as the device's context.
+    raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
+
+
+@pytest.mark.parametrize(
+    "allocate",
+    [
+        _too_large_for_the_host, _too_large_for_python, _too_large_for_the_device,
+        _too_large_for_what_others_leave_of_the_device,
+    ],
+)  # fmt: skip
 def test_out_of_memory_is_one_line_that_names_the_settings(tmp_path, monkeypatch, allocate):
     monkeypatch.setattr(ReportSFTTrainer, "training_step", lambda *_, **__: allocate())
     with pytest.raises(ResourceError, match=r"^sft: out of memory; lower sft\.trainer\.per_device") as caught:
@@ -190,8 +201,21 @@ def test_out_of_memory_is_one_line_that_names_the_settings(tmp_path, monkeypatch
     assert "\n" not in str(caught.value)
 
 
-def test_another_fault_of_the_runtime_is_not_called_out_of_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(ReportSFTTrainer, "training_step", lambda *_, **__: torch.ones(2) @ torch.ones(3))
+def _shapes_that_do_not_fit():
+    return torch.ones(2) @ torch.ones(3)
+
+
+def _never_written():
+    raise NotImplementedError("a kind of RuntimeError: no such kernel size")
+
+
+def _a_broken_device():
+    raise torch.AcceleratorError("CUDA error: an illegal memory access was encountered; check its size")
+
+
+@pytest.mark.parametrize("fault", [_shapes_that_do_not_fit, _never_written, _a_broken_device])
+def test_another_fault_of_the_runtime_is_not_called_out_of_memory(tmp_path, monkeypatch, fault):
+    monkeypatch.setattr(ReportSFTTrainer, "training_step", lambda *_, **__: fault())
     with pytest.raises(RuntimeError, match="size"):
         run("sft", tmp_path)
 

@@ -39,6 +39,7 @@ _CODE = (
 """Packages and modules of valor that a stage's weights depend on; its settings are in the identity by value."""
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers")
 _HISTORY_POINTS = 60
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
 
 
 @dataclasses.dataclass
@@ -380,8 +381,10 @@ def _out_of_memory_is_a_resource_error(stage: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        # An exhausted host shows as a plain RuntimeError of torch's allocator.
-        if type(error) is RuntimeError and "can't allocate memory" not in str(error):
+        # An exhausted host shows as a RuntimeError of torch's allocator, a device that others have filled as one of
+        # CUDA's own; every other RuntimeError, of whichever kind, is another fault.
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not is_memory and not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise ResourceError(
             f"{stage}: out of memory; lower {stage}.trainer.per_device_train_batch_size (and raise "

@@ -1,11 +1,12 @@
 """Trainer arguments: defaults, the recipe's word, and what VALOR alone decides."""
 
 import json
+import re
 
 import pytest
 
 from valor.errors import UserError
-from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section, trainer_fields
+from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section, rules, trainer_fields
 from valor.recipe.trainer_defaults import GRPO_DEFAULTS
 from valor.training import arguments
 
@@ -48,6 +49,12 @@ def test_the_recipe_overrides_defaults_but_not_what_valor_owns(tmp_path):
         ("grpo_vision", "auto_find_batch_size", "another batch than the recipe's"),
         ("sft", "trust_remote_code", "run code that comes with the model"),
         ("grpo_text", "model_init_kwargs", "VALOR loads the model"),
+        ("sft", "bf16", "the stage's dtype"),
+        ("grpo_text", "fp16", "the stage's dtype .*float16 overflows"),
+        ("sft", "deepspeed", "the stage's strategy"),
+        ("grpo_vision", "fsdp", "the stage's strategy"),
+        ("grpo_text", "fsdp_config", "the stage's strategy"),
+        ("sft", "parallelism_config", "processes, nodes and strategy"),
     ],
 )
 def test_fields_that_are_not_the_recipes_to_set_are_refused_with_the_reason(section, field, words):
@@ -79,6 +86,45 @@ def test_some_steps_may_be_a_share_of_the_training(field):
     assert load("phantom", [f"sft.trainer.{field}=0.25"]).sft.trainer[field] == 0.25
 
 
+@pytest.mark.parametrize(
+    ("wrong", "words", "lawful"),
+    [
+        ("sft.trainer.save_strategy=best", "is 'best', expected one of steps, epoch, no", "'no'"),
+        ("grpo_vision.trainer.dataloader_num_workers=2", "cannot use its GPU; remove it", "0"),
+        ("grpo_text.trainer.generation_kwargs={num_beams: 2}", "num_beams is 2, .* one sample", "{num_beams: 1}"),
+        ("grpo_vision.trainer.generation_kwargs={num_return_sequences: 2}", "is 2, .* one sample", "{min_p: 0.1}"),
+    ],
+)
+def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wrong, words, lawful):
+    field = wrong.partition("=")[0]
+    with pytest.raises(UserError, match=rf"{re.escape(field)}: .*{words}") as caught:
+        load("phantom", [wrong])
+    assert "\n" not in str(caught.value)
+    assert load("phantom", [f"{field}={lawful}"])
+    assert load("phantom", ["grpo_text.trainer.dataloader_num_workers=2"])
+
+
+@pytest.mark.parametrize(
+    ("trainer", "used"),
+    [
+        ({"gradient_accumulation_steps": 2, "steps_per_generation": 3}, 3),
+        ({"gradient_accumulation_steps": 6, "steps_per_generation": 4}, 4),
+        ({"gradient_accumulation_steps": 4, "steps_per_generation": 3, "num_iterations": 2}, 6),
+        ({"gradient_accumulation_steps": 4, "generation_batch_size": 24, "per_device_train_batch_size": 8}, 3),
+    ],
+)
+def test_a_generation_neither_begins_nor_ends_within_a_step(trainer, used):
+    """An epoch's last step may be shorter, so whether a later step ends with its generation could not be told."""
+    words = rf"gradient_accumulation_steps is \d, and a generation is used for {used} micro-batches"
+    for section in ("grpo_text", "grpo_vision"):
+        with pytest.raises(UserError, match=rf"{section}\.trainer\.{words}"):
+            parse_section(section, json.dumps({"trainer": trainer}))
+    for accumulation in (1, used, 2 * used):
+        assert parse_section(
+            "grpo_text", json.dumps({"trainer": {**trainer, "gradient_accumulation_steps": accumulation}})
+        )
+
+
 def committed():
     return json.loads(trainer_fields.PATH.read_text(encoding="utf-8"))
 
@@ -99,10 +145,10 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
     lawful = {}
     for field in committed()[name]:
         try:
-            settings = parse_section(section, json.dumps({"trainer": {field: ASKED}}))
+            rules.check_trainer_fields(section, {field: ASKED}, "the test")
         except UserError:
             continue
-        lawful |= settings.trainer
+        lawful[field] = ASKED
     assert {"learning_rate", "save_steps", "logging_steps"} <= set(lawful)
     assert not [field for field in lawful if "hub" in field or "log_comp" in field or "trackio" in field]
     if section == "sft":
@@ -198,7 +244,7 @@ def test_effective_fields_are_json_without_places(tmp_path):
 
 @pytest.mark.parametrize(
     ("per_generation", "iterations", "accumulation", "steps"),
-    [(8, 1, 8, 1), (2, 1, 8, 1), (8, 2, 8, 2), (8, 1, 2, 4), (3, 1, 2, 3), (4, 1, 6, 2)],
+    [(8, 1, 8, 1), (2, 1, 8, 1), (8, 2, 8, 2), (8, 1, 2, 4), (3, 2, 2, 3), (2, 2, 8, 1)],
 )
 def test_saves_wait_for_a_step_that_ends_with_its_generation(tmp_path, per_generation, iterations, accumulation, steps):
     args = grpo(

@@ -7,7 +7,7 @@ import pytest
 from alike import configured
 
 from valor.errors import UserError
-from valor.recipe import PredictSettings, SftSettings, load
+from valor.recipe import PredictSettings, SftSettings, load, parse_section
 from valor.training import processes
 from valor.training.processes import Node, accelerate_config, node_of, zero3_config
 
@@ -113,6 +113,27 @@ def test_a_strategy_that_a_cpu_would_ignore_is_refused(strategy):
     settings = SftSettings(strategy=strategy, processes=2)
     with pytest.raises(UserError, match="needs GPUs"):
         accelerate_config(settings, node=Node(), zero_path=Path("unused"), cpu=True)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("section", ["sft", "grpo_text", "grpo_vision"])
+def test_a_strategy_needs_processes_to_share_the_weights(section, strategy):
+    alone = f"{section}.strategy={strategy}"
+    with pytest.raises(UserError, match=rf"{section}\.strategy is {strategy} and {section}\.processes 1: .*raise"):
+        load("phantom", [alone])
+    with pytest.raises(UserError, match="nobody to share"):
+        parse_section(section, json.dumps({"strategy": strategy}))
+    for several in ("processes=2", "nodes=2"):
+        assert load("phantom", [alone, f"{section}.{several}"])
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+@pytest.mark.parametrize("section", ["sft", "grpo_text"])
+def test_adapters_are_not_merged_into_weights_that_are_shared_out(section, strategy):
+    asked = [f"{section}.lora.r=8", f"{section}.processes=2"]
+    with pytest.raises(UserError, match=rf"{section}\.lora with strategy {strategy}: .*set strategy: ddp"):
+        load("phantom", [*asked, f"{section}.strategy={strategy}"])
+    assert load("phantom", [*asked, f"{section}.strategy=ddp"])
 
 
 def test_a_training_stage_has_a_gpu_per_process():

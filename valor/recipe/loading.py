@@ -66,7 +66,7 @@ def parse_section(stage: str, settings_json: str) -> Any:
     except pydantic.ValidationError as error:
         raise UserError(_first_problem(error, f"settings of {stage}")) from None
     if section in rules.TRAINER_CLASS:
-        rules.check_trainer_fields(section, settings.trainer, f"settings of {stage}")
+        rules.check_training(section, settings, f"settings of {stage}")
     return settings
 
 

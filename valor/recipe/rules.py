@@ -7,7 +7,7 @@ from importlib import resources
 from typing import Any
 
 from valor.errors import UserError, shown
-from valor.recipe.sections import SECTION_OF_STAGE, Recipe
+from valor.recipe.sections import SECTION_OF_STAGE, Recipe, TrainStage
 from valor.recipe.trainer_defaults import GRPO_DEFAULTS
 
 TRAINER_CLASS = {"sft": "SFTConfig", "grpo_text": "GRPOConfig", "grpo_vision": "GRPOConfig"}
@@ -24,6 +24,12 @@ _OWNED_BY_VALOR = {
     "remove_unused_columns": "the stage: rewards and collators read every column",
     "save_only_model": "the stage: a stopped run resumes from optimizer and scheduler too",
     "save_total_limit": "the stage: an old checkpoint goes once a newer one is committed",
+    "bf16": "the stage's dtype",
+    "fp16": "the stage's dtype (float32 or bfloat16: float16 overflows at first, which the guards take for a collapse)",
+    "deepspeed": "the stage's strategy",
+    "fsdp": "the stage's strategy",
+    "fsdp_config": "the stage's strategy",
+    "parallelism_config": "the stage's processes, nodes and strategy",
 }
 """Trainer fields that a recipe cannot set, and what sets them."""
 _PUBLISHING = {
@@ -63,8 +69,11 @@ _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none", True, False),
+    # Not "best": without an evaluation in between nothing is ever the best, and nothing would be saved.
+    "save_strategy": ("steps", "epoch", "no"),
 }
-"""What TRL knows of GRPO's variants; it looks at them after the first generation only."""
+"""What TRL knows of GRPO's variants, which it looks at after the first generation only, and when a stage may save."""
+_ONE_SAMPLE = ("num_beams", "num_return_sequences")
 
 
 def check(recipe: Recipe, source: str) -> None:
@@ -82,10 +91,8 @@ def check(recipe: Recipe, source: str) -> None:
         check_publishing(key, value, root=recipe.data.root, public=recipe.data.public, source=source)
     _check_limits(recipe, source)
     for section in TRAINER_CLASS:
-        check_trainer_fields(section, getattr(recipe, section).trainer, source)
+        check_training(section, getattr(recipe, section), source)
         _check_gpus(recipe, section, source)
-    for section in ("grpo_text", "grpo_vision"):
-        _check_groups(recipe, section, source)
     unknown = sorted(set(recipe.resources) - set(SECTION_OF_STAGE))
     if unknown:
         raise UserError(f"{source}: resources.{unknown[0]}: no such stage; stages are {', '.join(SECTION_OF_STAGE)}")
@@ -102,6 +109,18 @@ def check_publishing(key: str, value: bool, *, root: str, public: bool, source: 
             f"{source}: {key} is true, and data.root is {root!r}: everyone who sees MLflow would see "
             "its reports and images; set publish_text: false, or data.public: true if the source's owner allows it"
         )
+
+
+def check_training(section: str, settings: TrainStage, source: str) -> None:
+    """Refuse a training stage's section that cannot train as it says; on a cluster it comes without its recipe.
+
+    Raises:
+        UserError: it names the field and the fix.
+    """
+    check_trainer_fields(section, settings.trainer, source)
+    _check_strategy(section, settings, source)
+    if TRAINER_CLASS[section] == "GRPOConfig":
+        _check_generation(section, settings, source)
 
 
 def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> None:
@@ -132,19 +151,32 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
         if field in _CHOICES and value not in _CHOICES[field]:
             choices = ", ".join(str(choice) for choice in _CHOICES[field])
             raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected one of {choices}")
-        if field == "vllm_mode" and value != "colocate":
-            raise UserError(
-                f"{source}: {section}.trainer.{field}: it would send prompts and images to a server; remove it"
-            )
-        if field == "use_vllm" and section == "grpo_vision" and value:
-            raise UserError(
-                f"{source}: {section}.trainer.{field}: vLLM keeps the projector's image embeddings (trl#7198), and "
-                "nothing but the projector trains here; that they are dropped after each step is untested, remove it"
-            )
+        reason = _reason_against(section, field, value)
+        if reason:
+            raise UserError(f"{source}: {section}.trainer.{field}: {reason}; remove it")
         if field not in fields:
             close = difflib.get_close_matches(field, fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{source}: {section}.trainer.{field}: {class_name} has no such field{hint}")
+
+
+def _reason_against(section: str, field: str, value: Any) -> str:
+    """Return why a section's trainer cannot take a value that TRL would take; "" where it can."""
+    vision = section == "grpo_vision"
+    if field == "vllm_mode" and value != "colocate":
+        return "it would send prompts and images to a server"
+    if field == "use_vllm" and vision and value:
+        return (
+            "vLLM keeps the projector's image embeddings (trl#7198), and nothing but the projector trains here; that "
+            "they are dropped after each step is untested"
+        )
+    if field == "dataloader_num_workers" and vision and value:
+        return "the expert looks at the image of each row, and a forked worker cannot use its GPU"
+    if field == "generation_kwargs" and isinstance(value, dict):
+        for name in _ONE_SAMPLE:
+            if value.get(name) not in (None, 1):
+                return f"{name} is {shown(repr(value[name]))}, and GRPO learns from one sample of its policy per row"
+    return ""
 
 
 def _check_gpus(recipe: Recipe, section: str, source: str) -> None:
@@ -158,18 +190,45 @@ def _check_gpus(recipe: Recipe, section: str, source: str) -> None:
         )
 
 
-def _check_groups(recipe: Recipe, section: str, source: str) -> None:
-    """Refuse a generation that is no whole number of groups; TRL would say so once the stages before have run."""
-    settings = getattr(recipe, section)
+def _check_strategy(section: str, settings: TrainStage, source: str) -> None:
+    """Refuse a strategy that would not be followed, or that would fail once the last step is done."""
+    if settings.strategy == "ddp":
+        return
+    if settings.processes * settings.nodes == 1:
+        raise UserError(
+            f"{source}: {section}.strategy is {settings.strategy} and {section}.processes 1: there is nobody to share "
+            "the weights with; raise processes, or set strategy: ddp"
+        )
+    if getattr(settings, "lora", None) is not None:
+        raise UserError(
+            f"{source}: {section}.lora with strategy {settings.strategy}: adapters are merged into weights that no "
+            "process holds whole; set strategy: ddp (of what is frozen a process keeps neither gradients nor moments)"
+        )
+
+
+def _check_generation(section: str, settings: TrainStage, source: str) -> None:
+    """Refuse a generation that is no whole number of groups, or that begins and ends within optimizer steps.
+
+    TRL would say the first once the stages before have run. The second no resume could continue: the last step of an
+    epoch may take fewer micro-batches than the others, and where the next generation begins would be lost.
+    """
     fields = {**GRPO_DEFAULTS, **settings.trainer}
     size, accumulated = fields["num_generations"], fields["gradient_accumulation_steps"]
-    per_process = fields["per_device_train_batch_size"] * (fields.get("steps_per_generation") or accumulated)
-    batch = fields.get("generation_batch_size") or per_process * settings.processes * settings.nodes
+    step = fields["per_device_train_batch_size"] * settings.processes * settings.nodes
+    batch = fields.get("generation_batch_size") or step * (fields.get("steps_per_generation") or accumulated)
     if size < 2 or batch % size:
         raise UserError(
             f"{source}: {section}.trainer.num_generations is {size}, and a generation has {batch} completions "
             "(generation_batch_size, or per_device_train_batch_size x steps_per_generation x processes): set it to a "
             "divisor of them that is at least 2"
+        )
+    used = batch // max(step, 1) * fields.get("num_iterations", 1)
+    shorter, longer = sorted((used, accumulated))
+    if shorter > 0 and longer % shorter:
+        raise UserError(
+            f"{source}: {section}.trainer.gradient_accumulation_steps is {accumulated}, and a generation is used for "
+            f"{used} micro-batches (steps_per_generation x num_iterations): set one to a multiple of the other, or a "
+            "stopped stage could not continue exactly"
         )
 
 

@@ -1,6 +1,5 @@
 """The trainer's arguments: VALOR's defaults, then the recipe's `trainer:` verbatim, then what VALOR alone decides."""
 
-import math
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -78,10 +77,10 @@ def prompts_per_step(arguments: Any) -> float:
 def steps_between_saves(arguments: Any) -> int:
     """Return the optimizer steps from one to the next that ends where TRL's next generation begins.
 
-    TRL generates every `steps_per_generation` x `num_iterations` micro-batches, which need not be whole steps.
+    TRL generates every `steps_per_generation` x `num_iterations` micro-batches: several steps, or a part of one
+    (`valor.recipe.rules` refuses what is neither).
     """
-    accumulated = arguments.gradient_accumulation_steps
-    return math.lcm(_generation(arguments), accumulated) // accumulated
+    return max(1, _generation(arguments) // arguments.gradient_accumulation_steps)
 
 
 def _generation(arguments: Any) -> int:

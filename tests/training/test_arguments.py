@@ -1,7 +1,9 @@
 """Trainer arguments: defaults, the recipe's word, and what VALOR alone decides."""
 
+import functools
 import json
 import re
+from types import SimpleNamespace
 
 import pytest
 
@@ -141,7 +143,7 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
     import trl
 
     name = "SFTConfig" if section == "sft" else "GRPOConfig"
-    monkeypatch.setattr(trl, name, dict)
+    monkeypatch.setattr(trl, name, functools.partial(SimpleNamespace, n_gpu=0))
     lawful = {}
     for field in committed()[name]:
         try:
@@ -155,7 +157,7 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
         used = arguments.sft_arguments(SftSettings(trainer=lawful), output_dir=tmp_path)
     else:
         used = grpo(tmp_path, **lawful)
-    assert {field for field in lawful if used[field] != ASKED} == set()
+    assert {field for field in lawful if getattr(used, field) != ASKED} == set()
 
 
 def test_grpo_names_its_algorithm_and_needs_no_second_model(tmp_path):
@@ -174,6 +176,15 @@ def test_checkpointing_of_activations_can_be_asked_for_by_either_name(tmp_path):
 def test_bfloat16_is_autocast_over_float32_weights(tmp_path):
     assert arguments.sft_arguments(SftSettings(dtype="bfloat16"), output_dir=tmp_path).bf16
     assert not arguments.sft_arguments(SftSettings(), output_dir=tmp_path).bf16
+
+
+def test_one_process_trains_on_one_of_several_gpus(tmp_path, monkeypatch):
+    import torch
+
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    args = arguments.sft_arguments(SftSettings(trainer={"per_device_train_batch_size": 3}), output_dir=tmp_path)
+    assert (args.use_cpu, args.n_gpu, args.train_batch_size) == (False, 1, 3)
 
 
 @pytest.mark.parametrize(

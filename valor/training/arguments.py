@@ -116,9 +116,13 @@ def _arguments(config: Any, defaults: dict[str, Any], settings: TrainStage, outp
         # It trades time for memory, and memory is what a GPU lacks; the old name of the field is still accepted.
         fields.setdefault("activation_checkpointing", torch.cuda.is_available())
     try:
-        return config(**fields)
+        arguments = config(**fields)
     except (ValueError, TypeError) as error:
         raise UserError(f"trainer: {_one_line(error)}") from error
+    # One process trains on one GPU, the first, however many there are; transformers would wrap the model in
+    # DataParallel, which TRL refuses.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def _one_line(error: Exception) -> str:

@@ -5,11 +5,14 @@ import logging
 import pytest
 import torch
 from tiny_llava import PROMPT, world
+from transformers import GenerationConfig
 from trl.trainer.utils import add_fused_lm_head
 
 from valor.data.manifest import read_studies
 from valor.models.loading import load_policy, messages, model_pixels
+from valor.recipe import GrpoTextSettings
 from valor.training import prompts
+from valor.training.course import open_policy
 from valor.training.memo import TowerMemo
 from valor.training.prompts import SharedPrompts
 
@@ -173,6 +176,33 @@ def test_another_cache_is_left_alone(policy):
     SharedPrompts.attach(model)
     config.cache_implementation = "static"
     assert torch.equal(model.generate(**inputs, generation_config=config), expected)
+
+
+@pytest.mark.parametrize("where", ["the request", "the model"])
+@pytest.mark.parametrize(("name", "value"), [("num_beams", 2), ("num_return_sequences", 2)])
+def test_beams_and_several_sequences_of_a_row_are_left_alone(policy, name, value, where):
+    model, processor = policy
+    inputs = asked(processor, [0, 0])
+    config = GenerationConfig(do_sample=name == "num_return_sequences", max_new_tokens=4)
+    setattr(config if where == "the request" else model.generation_config, name, value)
+    torch.manual_seed(3)
+    expected = model.generate(**inputs, generation_config=config)
+    SharedPrompts.attach(model)
+    torch.manual_seed(3)
+    assert torch.equal(model.generate(**inputs, generation_config=config), expected)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero3"])
+def test_where_weights_are_shared_out_every_process_computes_the_same_passes(tmp_path, strategy, caplog):
+    settings = GrpoTextSettings(strategy=strategy, processes=2)
+    with caplog.at_level(logging.INFO):
+        chosen, speedups = open_policy(
+            settings, dataset=world().dataset, parent=world().parent, output_dir=tmp_path, projector_only=False
+        )
+    alone = strategy == "ddp"
+    assert ("generate" in vars(chosen.model)) == alone
+    assert [type(speedup) for speedup in speedups] == [TowerMemo, *[SharedPrompts] * alone]
+    assert (f"strategy {strategy}: generation computes a prompt once per completion" in caplog.text) != alone
 
 
 @pytest.mark.parametrize(

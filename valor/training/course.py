@@ -157,9 +157,15 @@ def open_policy(
     """
     model, processor = load_policy(parent)
     choose_trained(model, projector_only=projector_only)
-    speedups = [part for part in (TowerMemo.attach(model), SharedPrompts.attach(model)) if part is not None]
+    speedups: list[Any] = [TowerMemo.attach(model)]
+    if settings.strategy == "ddp":
+        speedups.append(SharedPrompts.attach(model))
+    else:
+        # A prompt shared in one process alone would be one more forward pass there, and each of them gathers weights
+        # from all the processes: they would wait for each other for ever.
+        log.info("strategy %s: generation computes a prompt once per completion", settings.strategy)
     studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
-    return Policy(model, processor, prompt_of(parent), studies, output_dir), speedups
+    return Policy(model, processor, prompt_of(parent), studies, output_dir), [part for part in speedups if part]
 
 
 @contextlib.contextmanager

@@ -4,13 +4,15 @@ GRPO asks for G completions of one prompt. A prompt with an image is hundreds of
 so most of what the language model computes is the same G times. Generation computes each unique prompt once and hands
 its keys and values to all its completions. The loss packs completions that share a prompt into one row, the prompt
 first, and a mask lets each completion see the prompt and itself (arXiv 2506.05433 has the idea and the proof that
-gradients are the same). Both are the same function as before, in another order of summation.
+gradients are the same). Both are the same function as before, in another order of summation; with dropout, though, the
+completions of a row see their prompt through one mask and not through one each.
 
 Left out: completions of one prompt in different micro-batches (`by_prompt` brings together what TRL deals at random);
 attention other than full causal attention by SDPA; models with other inputs than text and images of one size (Qwen-VL,
 LLaVA-NeXT). They run as they are.
 """
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -241,6 +243,14 @@ class SharedPrompts:
         """Give the model its own function back."""
         self._model.__dict__.pop("generate", None)
 
+    def _is_plain(self, generation_config: Any) -> bool:
+        """Tell whether each row becomes one completion, in a cache of the usual kind."""
+        asked = copy.deepcopy(generation_config)
+        # What a request leaves open, `generate` takes from the model.
+        asked.update(**self._model.generation_config.to_dict(), defaults_only=True)
+        one_each = (asked.num_beams or 1) == (asked.num_return_sequences or 1) == 1
+        return one_each and not asked.cache_implementation
+
     def _prefilled(
         self,
         *,
@@ -256,7 +266,7 @@ class SharedPrompts:
         from valor.models.cache import roomy_cache
 
         count, left_over = divmod(0 if pixel_values is None else len(pixel_values), len(input_ids))
-        if pixel_values is None or others or not count or left_over or generation_config.cache_implementation:
+        if pixel_values is None or others or not count or left_over or not self._is_plain(generation_config):
             return None
         groups = alike(input_ids, attention_mask, digests(pixel_values), [count] * len(input_ids))
         if len(groups) == len(input_ids):

@@ -12,6 +12,7 @@ from killing import assert_same_weights
 from safetensors.torch import load_file
 from tiny_llava import PROMPT, world
 
+from valor import artifacts
 from valor.context import Context
 from valor.errors import IntegrityError, Interrupted, ValorError
 from valor.models.loading import load_policy
@@ -23,7 +24,11 @@ from valor.training.rows import training_studies
 from valor.training.trained import PARENT, WEIGHTS
 from valor.training.trainers import SimilarLengths
 
-SFT = SftSettings(trainer={"max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 1})
+SFT = SftSettings(
+    trainer={
+        "max_steps": 8, "per_device_train_batch_size": 4, "learning_rate": 1e-3, "save_steps": 1, "logging_steps": 1,
+    },
+)  # fmt: skip
 TEXT = GrpoTextSettings(
     max_new_tokens=16,
     trainer={
@@ -69,6 +74,9 @@ def test_sft_continues_exactly_within_and_across_epochs(tmp_path, monkeypatch, u
     run_until(step, monkeypatch, sft, SFT, tmp_path / "sft", base=world().base)
     assert run(sft, SFT, tmp_path / "sft", base=world().base)["resumed_from_step"] == step
     assert_same_weights(undisturbed / "sft", tmp_path / "sft")
+    logs = [artifacts.load_checkpoint_info(root / "sft")["history"] for root in (undisturbed, tmp_path)]
+    tokens = [[line["num_tokens"] for line in log] for log in logs]
+    assert tokens[0] == tokens[1]
 
 
 def test_batches_of_similar_length_continue_exactly_in_a_later_epoch(tmp_path, monkeypatch):
@@ -225,6 +233,20 @@ def test_vllm_forgets_images_after_the_weights_have_come():
     forget_images_at_each_sync(generation)
     generation.sync_weights()
     assert calls == ["sync", "forget"]
+
+
+def test_what_is_hooked_into_vllm_is_the_installed_trls():
+    """vLLM itself is not installed: that its engine still has `reset_encoder_cache` is not looked at."""
+    import inspect
+
+    from trl.generation.vllm_generation import VLLMGeneration
+
+    generation, trainer = inspect.getsource(VLLMGeneration), inspect.getsource(trainers.GRPOTrainer)
+    assert callable(VLLMGeneration.sync_weights)
+    assert "self.llm = LLM(" in generation
+    assert "self.llm.llm_engine." in generation
+    assert "self.vllm_generation = VLLMGeneration(" in trainer
+    assert "self.vllm_generation.sync_weights()" in trainer
 
 
 LOSSES = {

@@ -68,9 +68,6 @@ class _Exact:
         if checkpoint is not None:
             self._metrics["train"].update(artifacts.read_json(Path(checkpoint, _GATHERED)))  # type: ignore[attr-defined]
 
-    def _load_best_model(self) -> None:
-        self._load_from_checkpoint(self.state.best_model_checkpoint)  # type: ignore[attr-defined]
-
     def _send_telemetry(self) -> None:
         """Send nothing: TRL would tell its makers about every run."""
 
@@ -124,6 +121,12 @@ class ReportSFTTrainer(_Exact, SFTTrainer):
     def __init__(self, *args: Any, lengths: Sequence[int] = (), **kwargs: Any):
         self._lengths = lengths
         super().__init__(*args, **kwargs)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            # TRL's own count of tokens for the log, which starts at 0 again; the trainer's state has the same number.
+            self._total_train_tokens = int(self.state.num_input_tokens_seen)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         if self.args.train_sampling_strategy != "group_by_length":
@@ -253,10 +256,9 @@ class VisionGRPOTrainer(ReportGRPOTrainer):
         local = unusable([completion_text(completion) for completion in completions], cut)
         last = gather(torch.tensor(local, device=rewards.device)) | rewards.isnan().any(dim=1)
         total = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1)
-        training = self.model.training  # type: ignore[union-attr]
-        group_size = int(self.num_generations if training else self.num_generations_eval)  # type: ignore[arg-type]
+        group_size: int = self.num_generations  # type: ignore[assignment]
         self._normalised = self._normalise(total, group_size=group_size, unusable=last)
-        metrics = self._metrics["train" if training else "eval"]
+        metrics = self._metrics["train"]
         metrics["unusable_ratio"].append(last.float().mean().item())
         tied = self._normalised.view(-1, group_size).eq(0).all(dim=1)
         metrics["frac_groups_tied"].append(tied.float().mean().item())

@@ -20,8 +20,9 @@ from valor.artifacts import full_disk_is_a_resource_error
 from valor.errors import Interrupted, ValorError
 from valor.startup import spare_the_collector
 
-GRACE_S = 8.0
-"""How long tasks have between SIGTERM and SIGKILL."""
+GRACE_S = 22.0
+"""How long tasks have between SIGTERM and SIGKILL: a training stage takes up to 20 s to end a step and save it
+(`valor.training.callbacks`); every other task ends at once."""
 
 
 def main() -> None:

@@ -3,10 +3,12 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import psutil
 import pytest
@@ -89,6 +91,50 @@ def test_a_signal_ends_the_whole_tree_within_seconds(tmp_path, number):
     assert not alive
     assert "interrupted" in (tmp_path / "log").read_text()
     assert summary(home)["exit_code"] == 143
+
+
+MICRO = Path(__file__).parents[1] / "recipes" / "micro.yaml"
+STEPS = 20_000
+"""More than the test waits for, and no save is due before the last of them."""
+
+
+def interrupt_sft(home):
+    """Run the whole DAG until SFT has reported twice, then SIGTERM; return SFT's events."""
+    home.mkdir(exist_ok=True)
+    settings = ("--set", f"sft.trainer.max_steps={STEPS}", "--set", f"sft.trainer.save_steps={STEPS}")
+    before = set(home.glob("runs/*"))
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            command("run", str(MICRO), *settings), env=environment(home), stdout=log, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + 300
+        while len(steps := [event for event in events(home, before) if event["event"] == "progress"]) < 2:
+            assert process.poll() is None, (home / "log").read_text()
+            assert time.monotonic() < deadline, "SFT has not trained within 300 s"
+            time.sleep(0.2)
+        assert steps[-1]["step"] < STEPS
+        os.kill(process.pid, signal.SIGTERM)
+        assert process.wait(timeout=60) == 143
+    return events(home, before)
+
+
+def events(home, before):
+    lines = [line for run in set(home.glob("runs/*")) - before for line in read_lines(run / "events.jsonl")]
+    return [event for event in map(json.loads, lines) if event["task"] == "sft"]
+
+
+def read_lines(path):
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def test_a_training_stage_told_to_end_saves_its_step_and_goes_on_from_it(tmp_path):
+    home = tmp_path / "home"
+    failure = interrupt_sft(home)[-1]
+    assert failure["exit_code"] == 143
+    step = int(re.search(rf"told to end at step (\d+) of {STEPS}", failure["error"])[1])
+    (manifest,) = home.glob("work/*/checkpoint-*/checkpoint.json")
+    assert manifest.parent.name == f"checkpoint-{step}"
+    assert next(event["step"] for event in interrupt_sft(home) if event["event"] == "progress") == step + 1
 
 
 def test_a_second_ctrl_c_changes_nothing(tmp_path):

@@ -16,6 +16,7 @@ import torch
 from killing import committed
 from tiny_llava import world
 
+from pipelines.local import child
 from valor import artifacts, stages
 from valor.context import Context
 from valor.errors import ResourceError
@@ -116,8 +117,9 @@ def test_told_to_end_it_finishes_the_step_saves_and_leaves(tmp_path, monkeypatch
     assert run(stage, tmp_path)["resumed_from_step"] == 3
 
 
-def test_a_spot_reclaims_25_seconds_leave_time_to_go():
+def test_a_spot_reclaims_25_seconds_and_a_local_run_leave_time_to_go():
     assert callbacks.GRACE_S <= 20
+    assert child.GRACE_S > callbacks.GRACE_S
 
 
 def test_told_to_end_in_a_step_that_takes_too_long_it_leaves_at_once(tmp_path, monkeypatch):

@@ -1,7 +1,7 @@
 """Collapse guards: when a GRPO stage's policy has left the ground that it started from.
 
 A reward can be earned by falling silent or by saying everything, and the reward's own curve rises while it happens
-(docs/experiments.md tells of both). Each guard compares one number of the trainer's log, its mean over the last
+(docs/development.md tells of both). Each guard compares one number of the trainer's log, its mean over the last
 `window` steps, with its mean over the first `window`. The log is part of every trainer checkpoint, with what is
 gathered for its next line (`valor.training.trainers`), so a stage that was killed and continued is judged as if it had
 not been, and the guards keep nothing of their own.

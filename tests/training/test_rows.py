@@ -1,11 +1,14 @@
 """Training rows: what TRL is given, and what it is not."""
 
+import copy
+import errno
+
 import numpy as np
 import pytest
 from tiny_llava import PROMPT, world, write_dataset
 
 from valor.data import manifest
-from valor.errors import UserError
+from valor.errors import ResourceError, UserError
 from valor.models.loading import load_policy
 from valor.training import rows
 
@@ -39,6 +42,35 @@ def test_a_large_set_goes_to_a_file_with_the_same_pixels(processor, studies):
     assert isinstance(large._gray, np.memmap)
     assert not isinstance(small._gray, np.memmap)
     assert np.array_equal(small.image(5), large.image(5))
+
+
+def test_a_full_disk_is_told_before_an_image_is_written(processor, studies, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(ResourceError, match="no space left"):
+        rows.Pixels(studies, processor, limit_bytes=1)
+
+
+@pytest.mark.parametrize("kind", ["sft", "grpo_text", "grpo_vision"])
+def test_a_table_is_made_and_copied_without_what_its_rows_are_made_from(processor, studies, monkeypatch, kind):
+    def refuse(*_):
+        raise AssertionError("pickled or copied")
+
+    class Expert:
+        def embed(self, images):
+            return np.ones((len(images), 4))
+
+    for part in (rows.Pixels, manifest.Study, Expert):
+        monkeypatch.setattr(part, "__reduce_ex__", refuse)
+    monkeypatch.setattr("datasets.fingerprint.generate_random_fingerprint", refuse)
+    if kind == "sft":
+        table = rows.sft_rows(studies, processor, prompt=PROMPT)
+    else:
+        embed = Expert().embed if kind == "grpo_vision" else None
+        table = rows.grpo_rows(studies, processor, prompt=PROMPT, embed=embed)
+    assert copy.deepcopy(table)[1]["image"] == table[1]["image"]
 
 
 def test_text_rows_carry_the_reference_and_vision_rows_never_do(processor, studies):

@@ -5,11 +5,13 @@ that the system pages in. TRL asks for a row `num_generations` times per step, s
 Training sees the `train` split's images and reports, and nothing else of a study.
 """
 
+import os
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from valor import artifacts
 from valor.data.manifest import Study, decode_image, in_share, read_studies
 from valor.errors import UserError
 from valor.models.loading import messages, model_pixels
@@ -44,7 +46,11 @@ def training_studies(dataset: Path, *, studies: int, seed: int, share: tuple[flo
 
 
 class Pixels:
-    """The studies' images at the model's size: (N, H, W) uint8, bright is dense."""
+    """The studies' images at the model's size: (N, H, W) uint8, bright is dense.
+
+    Raises:
+        ResourceError: the folder of temporary files has no room for them.
+    """
 
     def __init__(self, studies: Sequence[Study], processor: Any, *, limit_bytes: int = MEMORY_LIMIT_BYTES):
         import numpy as np
@@ -55,7 +61,10 @@ class Pixels:
             self._gray = np.empty(shape, np.uint8)
         else:
             # The mapping keeps the nameless file open for as long as it is needed.
-            with tempfile.TemporaryFile() as file:
+            folder = Path(tempfile.gettempdir())
+            with artifacts.full_disk_is_a_resource_error(folder), tempfile.TemporaryFile(dir=folder) as file:
+                # Written through a mapping, a full disk would be no error but SIGBUS.
+                os.posix_fallocate(file.fileno(), 0, int(np.prod(shape)))
                 self._gray = np.memmap(file, np.uint8, "w+", shape=shape)
         for i, study in enumerate(studies):
             self._gray[i] = np.asarray(model_pixels(study, processor).convert("L"))
@@ -113,12 +122,29 @@ def grpo_rows(
     return _dataset(len(studies), row)
 
 
+class _Rows:
+    """Makes the rows of a batch of row numbers, for `datasets.Dataset.with_transform`.
+
+    `datasets` pickles a transform to tell cached tables apart, of which there are none here, and with it would go all
+    that rows are made from: every image, and in stage 2 the expert. So its state is none, and a copy is itself.
+    """
+
+    def __init__(self, row: Callable[[int], dict[str, Any]]):
+        self._row = row
+
+    def __call__(self, batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+        made = [self._row(i) for i in batch["row"]]
+        return {key: [one[key] for one in made] for key in made[0]}
+
+    def __getstate__(self) -> None:
+        return None
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> "_Rows":
+        return self
+
+
 def _dataset(length: int, row: Callable[[int], dict[str, Any]]) -> Any:
     """Return a `datasets.Dataset` whose rows are made when they are read."""
     from datasets import Dataset
 
-    def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
-        made = [row(i) for i in batch["row"]]
-        return {key: [one[key] for one in made] for key in made[0]}
-
-    return Dataset.from_dict({"row": list(range(length))}).with_transform(rows)
+    return Dataset.from_dict({"row": list(range(length))}).with_transform(_Rows(row))

@@ -99,11 +99,11 @@ def test_a_reused_process_id_is_another_process(other_process):
     holder = holder_of(other_process)
     assert alive(holder, now=time.time())
     assert not alive({**holder, "start": holder["start"] - 100}, now=time.time())
-    assert not alive({**holder, "boot": holder["boot"] - 100}, now=time.time())
 
 
-def test_another_host_is_believed_until_its_lease_runs_out():
-    holder = {**this_process(), "host": "some-other-pod", "renewed": 1000.0}
+@pytest.mark.parametrize("elsewhere", [{"host": "some-other-pod"}, {"boot": "another"}, {"pid_namespace": 1}])
+def test_another_host_is_believed_until_its_lease_runs_out(elsewhere):
+    holder = {**this_process(), "start": 0.0, **elsewhere, "renewed": 1000.0}
     assert alive(holder, now=1000 + lease.EXPIRES_S - 1)
     assert not alive(holder, now=1000 + lease.EXPIRES_S + 1)
 
@@ -117,6 +117,18 @@ def test_a_dead_host_is_waited_for_until_its_lease_runs_out(caplog, renewed, wai
     assert clock.now - 1000 == pytest.approx(waits), "5000 is a clock that runs ahead"
     assert ("process 7 on some-other-pod" in caplog.text) is (waits > 0)
     assert (f"runs out in {waits} s" in caplog.text) is (waits > 0)
+
+
+def test_a_container_that_shares_host_and_kernel_but_no_process_ids_is_waited_for():
+    held = {**this_process(), "pid_namespace": 1, "pid": 7, "start": 0.0}
+    box, clock = Box({**held, "renewed": 1000.0}), Clock(1000.0)
+    clock.tick = lambda now: box.write(json.dumps({**held, "renewed": now}))
+    with pytest.raises(ServiceError, match="process 7 on "), box.lease_at(clock).held():
+        pass
+    box.write(json.dumps({**held, "renewed": clock.now}))
+    clock.tick, stopped = (lambda _now: None), clock.now
+    with box.lease_at(clock).held():
+        assert clock.now - stopped == pytest.approx(lease.EXPIRES_S)
 
 
 def test_a_host_that_keeps_renewing_is_at_work():

@@ -1,10 +1,11 @@
 """A lease: at most one process works on a stage's work in progress.
 
-The lease is a small JSON file that names its holder (host, boot, process id and start time) and is renewed while the
-holder lives. A holder that is dead, which its own host can tell, is taken over at once; a lease of another host is
-waited for until it runs out, since a retried pod finds the lease of the one before. The hosts' clocks must agree to
-within a minute. On a local file system the take-over itself is guarded by `flock`; on an object store two
-processes that take over in the same second are told apart by reading back what was written.
+The lease is a small JSON file that names its holder (host, boot, PID namespace, process id and start time) and is
+renewed while the holder lives. A holder that is dead, which its own host can tell, is taken over at once; a lease of
+another host is waited for until it runs out, since a retried pod finds the lease of the one before. A container that
+shares all but its process ids counts as another host. The hosts' clocks must agree to within a minute. On a local file
+system the take-over itself is guarded by `flock`; on an object store two processes that take over in the same second
+are told apart by reading back what was written.
 """
 
 import contextlib
@@ -31,27 +32,35 @@ PATIENCE_S = 2 * EXPIRES_S
 
 
 def this_process() -> dict[str, Any]:
-    """Return who this process is: host, boot time, process id, start time (all of them tell a reused id apart)."""
+    """Return who this process is: where its id is known, the id, and the start time, which tells a reused id apart."""
     import psutil
 
     process = psutil.Process()
+    return {**_here(), "pid": process.pid, "start": round(process.create_time(), 2)}
+
+
+def _here() -> dict[str, Any]:
+    """Return where a process id names the same process as it does here: host, boot and PID namespace.
+
+    Containers may share the host's name and its kernel, and know nothing of each other's processes.
+    """
     return {
         "host": socket.gethostname(),
-        "boot": round(psutil.boot_time()),
-        "pid": process.pid,
-        "start": round(process.create_time(), 2),
+        "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+        "pid_namespace": os.stat("/proc/self/ns/pid").st_ino,
     }
+
+
+def _is_here(holder: dict[str, Any]) -> bool:
+    return all(holder.get(key) == value for key, value in _here().items())
 
 
 def alive(holder: dict[str, Any], *, now: float) -> bool:
     """Say whether a lease's holder still works: certain on its own host, by the clock on another."""
     import psutil
 
-    if holder.get("host") != socket.gethostname():
+    if not _is_here(holder):
         return now < float(holder.get("renewed", 0)) + EXPIRES_S
-    # Boot time is derived from the clock and may jitter by a second.
-    if abs(float(holder.get("boot", 0)) - psutil.boot_time()) > 5:
-        return False
     try:
         process = psutil.Process(int(holder["pid"]))
         return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(holder["start"])) < 1
@@ -120,7 +129,7 @@ class Lease:
                 # What this process did not see renewed for as long has run out, whatever the other host's clock says.
                 if holder.get("renewed") != renewed:
                     renewed, since = holder.get("renewed"), self._clock()
-                stale = self._clock() >= since + EXPIRES_S and holder.get("host") != socket.gethostname()
+                stale = self._clock() >= since + EXPIRES_S and not _is_here(holder)
                 if not holder or self._is_me(holder) or stale or not alive(holder, now=self._clock()):
                     self._put()
                     if self._holder_is_me():
@@ -130,7 +139,7 @@ class Lease:
                 f"{self._name}: process {holder.get('pid')} on {holder.get('host')} is training this very stage; "
                 "wait for it or stop it, then run again"
             )
-            if holder.get("host") == socket.gethostname():
+            if _is_here(holder):
                 raise UserError(busy)
             if self._clock() >= begun + PATIENCE_S:
                 raise ServiceError(busy)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from valor import storage
 from valor.errors import (
     DataError,
     GuardStop,
@@ -201,6 +202,23 @@ def test_a_process_that_lost_its_lease_commits_nothing(tmp_path):
             work.commit(10)
         assert work.latest() is None
     assert "elsewhere" in lease.read_text(), "the lease of the other stays"
+
+
+def test_a_lease_that_is_let_go_before_it_is_read_is_none(tmp_path, monkeypatch):
+    place = leave(tmp_path, 10)
+    held = place / "lease" / "lease.json"
+    held.parent.mkdir(exist_ok=True)
+    held.write_text(json.dumps({"host": "elsewhere", "renewed": time.time()}))
+    read = storage.read_bytes
+
+    def late(uri: str) -> bytes:
+        monkeypatch.setattr(storage, "read_bytes", read)
+        held.unlink()
+        return read(uri)
+
+    monkeypatch.setattr(storage, "read_bytes", late)
+    with opened(tmp_path):
+        assert json.loads(held.read_text())["host"] != "elsewhere"
 
 
 def test_outside_a_pipeline_every_try_counts(tmp_path):

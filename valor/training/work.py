@@ -265,8 +265,11 @@ class _Files:
         self.place, self.remote = place, storage.is_remote(place)
 
     def read(self, name: str) -> str:
-        uri = self._uri(name)
-        return storage.read_bytes(uri).decode() if storage.exists(uri) else ""
+        """Return a file's text, "" where there is none; asking first would not do, its holder may let go in between."""
+        try:
+            return storage.read_bytes(self._uri(name)).decode()
+        except UserError:
+            return ""
 
     def write(self, name: str, text: str) -> None:
         with tempfile.NamedTemporaryFile("w", encoding="utf-8") as file:

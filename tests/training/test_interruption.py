@@ -19,7 +19,7 @@ from tiny_llava import world
 from pipelines.local import child
 from valor import artifacts, stages
 from valor.context import Context
-from valor.errors import ResourceError
+from valor.errors import ResourceError, ServiceError
 from valor.recipe import GrpoTextSettings, GrpoVisionSettings, SftSettings
 from valor.training import callbacks
 from valor.training.trainers import ReportGRPOTrainer, ReportSFTTrainer
@@ -142,6 +142,33 @@ def test_the_signal_is_handled_as_before_once_the_stage_is_over(monkeypatch):
         assert told.wait(5)
     assert signal.getsignal(signal.SIGTERM) is before
     time.sleep(0.4)  # The timer would have ended this process by now.
+
+
+@pytest.mark.parametrize("saves", [{"save_steps": 1}, {"save_strategy": "no"}])
+def test_what_lost_its_lease_writes_over_nothing_of_who_took_over(tmp_path, monkeypatch, saves):
+    other = {"host": "elsewhere", "pid": 1, "start": 0.0, "renewed": time.time()}
+    training_step = ReportSFTTrainer.training_step
+
+    def taken_over(self, *args, **kwargs):
+        if self.state.global_step == 2:
+            (lease,) = (tmp_path / "work").glob("*/lease/lease.json")
+            lease.write_text(json.dumps(other))
+            theirs = lease.parents[1] / "checkpoint-3" / "trained.safetensors"
+            theirs.parent.mkdir()
+            theirs.write_text("theirs")
+            (tmp_path / "checkpoint").mkdir()
+            (tmp_path / "checkpoint" / "model.safetensors").write_text("theirs")
+        return training_step(self, *args, **kwargs)
+
+    monkeypatch.setattr(ReportSFTTrainer, "training_step", taken_over)
+    settings = SFT.model_copy(update={"trainer": {**SFT.trainer, **saves}})
+    monkeypatch.setitem(STAGES, "sft", (settings, {"base": "base"}))
+    with pytest.raises(ServiceError, match="another process took over"):
+        run("sft", tmp_path)
+    (saved,) = (tmp_path / "work").glob("*/checkpoint-3")
+    assert [path.name for path in saved.iterdir()] == ["trained.safetensors"]
+    kept = saved / "trained.safetensors", tmp_path / "checkpoint" / "model.safetensors"
+    assert [path.read_text() for path in kept] == ["theirs"] * 2
 
 
 @pytest.mark.parametrize("damage", ["cut", "flip"])

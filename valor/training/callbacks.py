@@ -113,11 +113,14 @@ class CommitCheckpoints(TrainerCallback):
         self._due = False
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put a save off until the next step that a resume can start from."""
+        """Put a save off until the next step that a resume can start from; then stop if another process took over."""
         self._due = self._due or control.should_save or _any_process(self._told.is_set())
         ready = state.global_step % self._every == 0 or state.global_step >= state.max_steps
         control.should_save = self._due and ready
         self._due = self._due and not ready
+        if control.should_save:
+            # The other one's checkpoints have the same names in the same folder.
+            self._work.require()
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Commit what the trainer has just written, then leave if told to."""

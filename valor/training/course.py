@@ -84,6 +84,7 @@ def train(
         IntegrityError: a merged adapter changed what the model says.
         GuardStop: the loss or a trained parameter became NaN, or the policy collapsed.
         ResourceError: out of memory or disk.
+        ServiceError: another process has taken the work over.
         Interrupted: SIGTERM, or the trainer stopped before its last step; run again to continue.
     """
     from valor.training.callbacks import require_finite
@@ -133,6 +134,8 @@ def train(
         # Steps behind the last log line and the last save went unseen.
         require_finite(trainer.model, step=trainer.state.global_step)
         merge_adapters(trainer.model, policy.processor, policy.studies, prompt=policy.prompt)
+        # Who has taken over writes the same artifact at the same place.
+        work.require()
         _write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
     return metrics, work.remove
 

@@ -48,6 +48,10 @@ class Work:
         """What a process that works for this one needs to commit (`join_work`); JSON-able."""
         return {"place": self.place, "scratch": str(self.scratch), "holder": self._lease.holder}
 
+    def require(self) -> None:
+        """Raise ServiceError where another process has taken over: what it writes is not to be written over."""
+        self._lease.require()
+
     def commit(self, step: int, *, good: bool = True) -> None:
         """Make `checkpoint-<step>` count: everything on disk first, then the manifest; drop old ones.
 
@@ -58,7 +62,7 @@ class Work:
         Raises:
             ServiceError: another process has taken over.
         """
-        self._lease.require()
+        self.require()
         name = f"checkpoint-{step}"
         path = self.scratch / name
         write_manifest(path, good=good)

@@ -262,6 +262,16 @@ def test_a_reward_that_pays_for_silence_is_stopped_and_the_last_good_checkpoint_
     assert again.split(";")[0] == first.split(";")[0]
 
 
+def test_the_line_that_stops_a_stage_is_recorded_too(tmp_path, monkeypatch):
+    recorded = []
+    monkeypatch.setattr("valor.tracking.runs.log_metrics", lambda metrics, step: recorded.append((step, metrics)))
+    for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
+    verdict = ended(settings(for_silence, steps=40, learning_rate=3e-3), tmp_path, monkeypatch)
+    step, metrics = recorded[-1]
+    assert verdict.startswith(f"step {step}: ")
+    assert f"train/{STATED}" in metrics
+
+
 def test_a_healthy_run_is_not_stopped(tmp_path):
     result = grpo_text(
         settings(steps=12, learning_rate=3e-4), dataset=world().dataset, parent=world().parent,

@@ -240,6 +240,9 @@ def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards 
     )
 
     every = steps_between_saves(trainer.args)
+    # Before the guards, which end the stage in the midst of a line: the line that did it is the one to look at.
+    if trainer.is_world_process_zero():
+        trainer.add_callback(ReportProgress())
     trainer.add_callback(StopOnNan())
     args = trainer.args
     prompts = prompts_per_step(args)
@@ -253,8 +256,6 @@ def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards 
     ):
         log.info("%s", gap)
     trainer.add_callback(KeepEpochsOrder())
-    if trainer.is_world_process_zero():
-        trainer.add_callback(ReportProgress())
     trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end, guards=guards))
 
 

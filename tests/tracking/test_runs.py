@@ -67,6 +67,25 @@ def test_tasks_share_one_parent_and_a_run_without_pipeline_stands_alone(home):
         assert pipeline_runs.PARENT not in read(alone.run_id).data.tags
 
 
+def test_a_worker_that_fails_sends_the_numbers_that_wait_and_its_error_stays_the_one(home, monkeypatch, caplog):
+    def fail_after_two_steps():
+        for step in (1, 2):
+            runs.log_metrics({"loss": 1.0 / step}, step=step)
+        raise GuardStop("loss is nan")
+
+    with start() as run, pytest.raises(GuardStop, match="loss is nan"), runs.attached("sft", run.run_id):
+        fail_after_two_steps()
+    assert [point.step for point in store.client().get_metric_history(run.run_id, "loss")] == [1, 2]
+
+    def away(_: runs.StageRun) -> None:
+        raise ServiceError("MLflow is away")
+
+    monkeypatch.setattr(runs.StageRun, "flush", away)
+    with pytest.raises(GuardStop, match="loss is nan"), runs.attached("sft", run.run_id):
+        raise GuardStop("loss is nan")
+    assert "MLflow is away" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("error", "status", "told"),
     [

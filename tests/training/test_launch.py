@@ -1,8 +1,11 @@
 """Several processes: they equal one, end together with the right verdict, and leave nothing behind."""
 
+import contextlib
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,10 +16,13 @@ import pytest
 from safetensors.torch import load_file
 from tiny_llava import world
 
-from valor import stages
+from valor import artifacts, stages
 from valor.context import Context
-from valor.errors import Interrupted, UserError
+from valor.errors import GuardStop, Interrupted, UserError
+from valor.stages import worker
 from valor.training import launch
+from valor.training.processes import Node, accelerate_config
+from valor.training.work import open_work
 
 
 @pytest.fixture
@@ -117,10 +123,71 @@ def test_no_worker_outlives_its_parent(tmp_path, workers):
     assert not any(psutil.pid_exists(pid) for pid in pids)
 
 
+_LAUNCHER = """
+import subprocess, sys, time
+worker = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(0, flush=True); time.sleep(600)"
+child = subprocess.Popen([sys.executable, "-c", worker], stdout=subprocess.PIPE, start_new_session=True)
+child.stdout.readline()
+print(child.pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_a_worker_that_hears_nothing_is_ended_by_force(monkeypatch):
+    monkeypatch.setattr(launch, "_END_S", 0.2)
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", _LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True
+    )
+    stuck = psutil.Process(int(launcher.stdout.readline()))
+    launch._end(launcher)
+    assert launcher.returncode == -signal.SIGKILL
+    _, left = psutil.wait_procs([stuck], timeout=10)
+    for process in left:
+        process.kill()
+    assert not left
+
+
+def test_the_first_worker_sends_its_last_numbers_although_the_others_have_left(tmp_path, monkeypatch):
+    handlers = []
+
+    def fail(*_, **__):
+        raise GuardStop("loss is nan")
+
+    @contextlib.contextmanager
+    def attached(_stage, run_id):
+        try:
+            yield
+        finally:
+            handlers.append((run_id, signal.getsignal(signal.SIGTERM)))
+
+    monkeypatch.setattr(worker, "function_of", lambda _: fail)
+    monkeypatch.setattr(worker, "attached", attached)
+    ticket = {"place": str(tmp_path), "scratch": str(tmp_path), "holder": {}}
+    settings = alike.sft_settings(processes=2).model_dump_json()
+    task = {"stage": "sft", "settings": settings, "paths": {}, "context": {}, "ticket": ticket, "mlflow_run": "run"}
+    artifacts.write_json(tmp_path / launch.TASK, task)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        for first in (False, True):
+            with pytest.raises(GuardStop):
+                worker._train(tmp_path, first=first)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert handlers == [("", before), ("run", signal.SIG_IGN)]
+
+
+def test_another_node_ends_at_once_with_what_ended_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch, "_run_workers", lambda *_: pytest.fail("it would wait for the first node"))
+    monkeypatch.setattr(launch, "node_of", lambda _: Node(rank=1, address="first", port=1))
+    given = {"inputs": {}, "checkpoint": tmp_path, "context": Context(), "work_root": str(tmp_path)}
+    with pytest.raises(GuardStop), open_work(str(tmp_path), identity={"stage": "sft"}, pipeline_run=""):
+        raise GuardStop("loss is nan")
+    with pytest.raises(GuardStop, match=r"loss is nan; it has no good checkpoint .* not tried again"):
+        launch.train("sft", alike.sft_settings(processes=2), identity={"stage": "sft"}, **given)
+
+
 def _config() -> str:
     import yaml
-
-    from valor.training.processes import Node, accelerate_config
 
     return yaml.safe_dump(
         accelerate_config(alike.sft_settings(processes=2), node=Node(), zero_path=Path("unused"), cpu=True)

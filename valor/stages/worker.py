@@ -7,6 +7,7 @@
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -50,7 +51,13 @@ def _train(folder: Path, *, first: bool) -> None:
     stage, context = task["stage"], Context(**task["context"])
     paths = {name: Path(path) for name, path in task["paths"].items()}
     with launch.joined(folder, task["ticket"]), attached(stage, task["mlflow_run"] if first else ""):
-        result = function_of(stage)(parse_section(stage, task["settings"]), **paths, context=context)
+        try:
+            result = function_of(stage)(parse_section(stage, task["settings"]), **paths, context=context)
+        except BaseException:
+            if first:
+                # torch's launcher ends the others once one has left, and this one's last numbers are to be sent yet.
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            raise
     if first:
         artifacts.write_json(folder / launch.RESULT, dict(result.metrics))
 

@@ -184,12 +184,19 @@ def attached(stage: str, run_id: str) -> Iterator[None]:
     """Record this process's metrics in a run that its parent has opened and will close; "" records nothing.
 
     Raises:
-        ServiceError: the store does not take the last of them.
+        ServiceError: the store does not take the last of them. After an error of the block that is a line in the log.
     """
     global _active
     _active = StageRun(stage=stage, run_id=run_id, code={})
     try:
         yield
+    except BaseException:
+        try:
+            _active.flush()
+        except ValorError as second:
+            log.warning("%s; %d metrics are lost", second, len(_active._pending))
+        raise
+    else:
         _active.flush()
     finally:
         _active = None

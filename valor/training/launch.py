@@ -13,7 +13,6 @@ training and restarts; a retry continues.
 import contextlib
 import dataclasses
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from valor.context import Context
 from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, UserError, ValorError
 from valor.recipe import TrainStage
 from valor.training.processes import accelerate_config, node_of, zero3_config
-from valor.training.work import Work, join_work, open_work, place_of
+from valor.training.work import Work, join_work, open_work, place_of, repeat_verdict
 
 WORKER = "valor.stages.worker"
 TASK, RESULT, TOLD = "task.json", "result.json", "told-to-end"
@@ -119,6 +118,8 @@ def train(
             ticket, cleanup = work.ticket, work.remove
         else:
             place = place_of(work_root, identity)
+            # The first node ends with it, and would never be there to train with.
+            repeat_verdict(place, context.pipeline_run)
             ticket, cleanup = {"place": place, "scratch": place, "holder": {}}, _nothing
         told = stack.enter_context(sigterm())
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="valor-launch-")))
@@ -165,14 +166,28 @@ def _run_workers(folder: Path, told: Any) -> int:
             time.sleep(_POLL_S)
         return launcher.returncode
     finally:
-        # Closes the workers' standard input: they end at once where they still run.
-        assert launcher.stdin is not None
-        launcher.stdin.close()
-        try:
-            launcher.wait(_END_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(launcher.pid, signal.SIGKILL)
-            launcher.wait()
+        _end(launcher)
+
+
+def _end(launcher: "subprocess.Popen[bytes]") -> None:
+    """End the launcher and its workers where they still run: by their standard input, and by force where that fails.
+
+    torch starts each worker in a session of its own, so no signal to a group reaches them, and a launcher that is
+    killed leaves them behind: one that is stuck in a kernel would keep its GPU when the lease is another's already.
+    """
+    import psutil
+
+    assert launcher.stdin is not None
+    family: list[psutil.Process] = []
+    if launcher.poll() is None:
+        family = [psutil.Process(launcher.pid), *psutil.Process(launcher.pid).children(recursive=True)]
+    launcher.stdin.close()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        launcher.wait(_END_S)
+    for process in family:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    launcher.wait()
 
 
 def write_verdict(folder: Path, *, rank: int, exit_code: int, error: str) -> None:

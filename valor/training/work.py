@@ -159,7 +159,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
             scratch = Path(place)
             scratch.mkdir(parents=True, exist_ok=True)
         work = Work(place, scratch, stack.enter_context(_held(files, name=place)))
-        _repeat_verdict(files, pipeline_run)
+        repeat_verdict(place, pipeline_run)
         try:
             yield work
         except GuardStop as error:
@@ -204,12 +204,20 @@ def _held(files: "_Files", *, name: str) -> Iterator[Lease]:
         yield lease
 
 
-def _repeat_verdict(files: "_Files", pipeline_run: str) -> None:
+def repeat_verdict(place: str, pipeline_run: str) -> None:
     """Raise an earlier failure for good: any of the same pipeline run, a guard's stop of every run.
 
     A missing file may be there the next time. What collapsed would collapse again, and continued from its last good
     checkpoint all the more so.
+
+    Args:
+        place: of the work in progress (`place_of`).
+        pipeline_run: id of the pipeline run.
+
+    Raises:
+        ValorError: the failure.
     """
+    files = _Files(place)
     text = files.read(MARKER)
     if not text:
         return

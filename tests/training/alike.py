@@ -1,7 +1,8 @@
 """Workers for the tests of `valor.training.launch`: their draws do not depend on how many of them share a batch.
 
 `python -m alike FOLDER` is started by `accelerate launch` in place of `valor.stages.worker`. VALOR_TEST_WORKER says
-what it does: `fail`, `wait`, `interrupt` or `all`. Nothing heavy is imported before that is known.
+what it does: `train`, `fail`, `fail-in-step`, `wait`, `interrupt` or `all`. Nothing heavy is imported before that is
+known.
 """
 
 import functools
@@ -16,16 +17,16 @@ STEPS, STOP = 8, 5
 """Three steps are an epoch: the checkpoint of step 5 lies within the second."""
 
 
-def sft_settings(*, processes: int, strategy: str = "ddp"):
+def sft_settings(*, processes: int, nodes: int = 1, strategy: str = "ddp"):
     from valor.recipe import SftSettings
 
     trainer = {
         "max_steps": STEPS, "learning_rate": 1e-3, "save_steps": 0.5, "logging_steps": 1,
-        "per_device_train_batch_size": 4 // processes,
+        "per_device_train_batch_size": 4 // (processes * nodes),
         # With a sampler that is not accelerate's own, whose epoch it would lose.
         "train_sampling_strategy": "group_by_length",
     }  # fmt: skip
-    return SftSettings(processes=processes, strategy=strategy, trainer=trainer)
+    return SftSettings(processes=processes, nodes=nodes, strategy=strategy, trainer=trainer)
 
 
 def grpo_settings(kind: str, *, processes: int):
@@ -109,6 +110,29 @@ def _interrupt(folder: Path) -> int:
         return True
 
     launch.Team.is_set = is_set
+    return worker.main(folder)
+
+
+def _fail_in_step(folder: Path) -> int:
+    """Train until the last process alone fails in a step in which the others wait for it."""
+    from valor.errors import UserError
+    from valor.stages import worker
+    from valor.training.trainers import ReportSFTTrainer
+
+    training_step = ReportSFTTrainer.training_step
+
+    def step(self, *args, **kwargs):
+        if os.environ["RANK"] == "1" and self.state.global_step + 1 == STOP:
+            raise UserError("process 1: no such study")
+        return training_step(self, *args, **kwargs)
+
+    ReportSFTTrainer.training_step = step
+    return worker.main(folder)
+
+
+def _train(folder: Path) -> int:
+    from valor.stages import worker
+
     return worker.main(folder)
 
 
@@ -218,12 +242,15 @@ def main(folder: Path) -> int:
         Path(folder, f"{rank}.pid").write_text(str(os.getpid()))
         threading.Thread(target=_end_with_parent).start()
         time.sleep(600)
-    return {"interrupt": _interrupt, "all": _all}[mode](folder)
+    return WORKERS[mode](folder)
+
+
+WORKERS = {"train": _train, "fail-in-step": _fail_in_step, "interrupt": _interrupt, "all": _all}
 
 
 if __name__ == "__main__":
     code = main(Path(sys.argv[1]))
-    if os.environ["VALOR_TEST_WORKER"] in ("interrupt", "all"):
+    if os.environ["VALOR_TEST_WORKER"] in WORKERS:
         from valor.stages.worker import leave
 
         leave(code)

@@ -2,8 +2,10 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +20,7 @@ from tiny_llava import world
 
 from valor import artifacts, stages
 from valor.context import Context
-from valor.errors import GuardStop, Interrupted, UserError
+from valor.errors import GuardStop, Interrupted, UserError, ValorError
 from valor.stages import worker
 from valor.training import launch
 from valor.training.processes import Node, accelerate_config
@@ -44,12 +46,13 @@ def workers(monkeypatch, tmp_path):
     return mode
 
 
-def sft(tmp_path: Path, name: str, *, processes: int, pipeline_run: str = "") -> dict[str, float]:
+def sft(tmp_path: Path, name: str, *, processes: int, nodes: int = 1, pipeline_run: str = "") -> dict[str, float]:
+    work_root = tmp_path / f"work-{nodes * processes}"
     return dict(
         stages.run(
             "sft",
-            settings_json=alike.sft_settings(processes=processes).model_dump_json(),
-            context=Context(work_root=str(tmp_path / f"work-{processes}"), pipeline_run=pipeline_run),
+            settings_json=alike.sft_settings(processes=processes, nodes=nodes).model_dump_json(),
+            context=Context(work_root=str(work_root), pipeline_run=pipeline_run),
             inputs={"dataset": world().dataset, "base": world().base},
             outputs={"checkpoint": tmp_path / name},
         ).metrics
@@ -101,6 +104,56 @@ def test_the_first_verdict_of_any_process_is_the_stages_and_ends_the_others(tmp_
     with pytest.raises(UserError, match=r"process 1: no such study .*not tried again"):
         sft(tmp_path, "two", processes=2, pipeline_run="r")
     assert not (tmp_path / "two").exists()
+
+
+def _node(rank: int, port: int, root: Path) -> None:
+    """Be one of two nodes: what it made is in its own folder, and its exit status is the verdict's."""
+    node = {"PET_NNODES": "2", "PET_NODE_RANK": rank, "PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in node.items()}, VALOR_RUN_DIR=str(root / f"run-{rank}"))
+    try:
+        sft(root, f"node-{rank}", processes=1, nodes=2)
+    except ValorError as error:
+        os._exit(error.exit_code)
+
+
+def two_nodes(root: Path) -> list[int]:
+    """Return the exit statuses of two nodes on this machine that train with one process each, over one work root."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    nodes = [context.Process(target=_node, args=(rank, port, root)) for rank in (0, 1)]
+    for node in nodes:
+        node.start()
+    try:
+        for node in nodes:
+            node.join(300)
+        return [node.exitcode for node in nodes]
+    finally:
+        for node in nodes:
+            node.kill()
+
+
+@pytest.mark.slow
+def test_two_nodes_equal_one_and_the_first_alone_writes(tmp_path, workers):
+    workers("train")
+    world()
+    assert two_nodes(tmp_path) == [0, 0]
+    assert not (tmp_path / "node-1").exists()
+    assert artifacts.read_stamp(tmp_path / "node-0")["stage"] == "sft"
+    assert list((tmp_path / "work-2").iterdir()) == []
+    sft(tmp_path, "one", processes=1)
+    assert distance(tmp_path / "one", tmp_path / "node-0") < 1e-6 < 1e-4 < distance(tmp_path / "one", world().base)
+
+
+@pytest.mark.slow
+def test_a_node_that_fails_ends_the_other(tmp_path, workers):
+    workers("fail-in-step")
+    world()
+    first, second = two_nodes(tmp_path)
+    assert first not in (None, 0), "it ends for its lost connection"
+    assert second == UserError.exit_code
+    assert not [path for path in tmp_path.glob("node-*")]
 
 
 @pytest.mark.slow

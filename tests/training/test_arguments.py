@@ -91,7 +91,8 @@ def test_some_steps_may_be_a_share_of_the_training(field):
 @pytest.mark.parametrize(
     ("wrong", "words", "lawful"),
     [
-        ("sft.trainer.save_strategy=best", "is 'best', expected one of steps, epoch, no", "'no'"),
+        ("sft.trainer.save_strategy=best", "is 'best', expected one of steps, no", "'no'"),
+        ("grpo_text.trainer.save_strategy=epoch", "is 'epoch', expected one of steps, no", "'no'"),
         ("grpo_vision.trainer.dataloader_num_workers=2", "cannot use its GPU; remove it", "0"),
         ("grpo_text.trainer.generation_kwargs={num_beams: 2}", "num_beams is 2, .* one sample", "{num_beams: 1}"),
         ("grpo_vision.trainer.generation_kwargs={num_return_sequences: 2}", "is 2, .* one sample", "{min_p: 0.1}"),

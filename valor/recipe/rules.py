@@ -69,8 +69,8 @@ _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none", True, False),
-    # Not "best": without an evaluation in between nothing is ever the best, and nothing would be saved.
-    "save_strategy": ("steps", "epoch", "no"),
+    # Not "best": no stage evaluates, so nothing would be saved. Not "epoch": a generation may end within the next one.
+    "save_strategy": ("steps", "no"),
 }
 """What TRL knows of GRPO's variants, which it looks at after the first generation only, and when a stage may save."""
 _ONE_SAMPLE = ("num_beams", "num_return_sequences")

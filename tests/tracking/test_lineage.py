@@ -305,9 +305,12 @@ def test_finalize_links_executed_and_reused_runs_to_the_parent(pipeline):
     }  # fmt: skip
     assert second.result.metrics == {"tasks_executed": 2, "tasks_reused": 5}
     parent = pipeline_runs.find_parent("l-fin2")
+    first_tags = store.client().get_run(artifacts.read_stamp(made["base"])["producer_run"]).data.tags
     assert json.loads(parent.data.tags["valor.task.grpo_text"])["reused"] is True
     assert parent.data.metrics["evaluate/loss"] == 0.25
     assert parent.data.tags["valor.evaluation_uri"] == str(made["evaluation"])
+    assert parent.data.tags["valor.verdict"] == artifacts.read_json(made["verdict"] / "verdict.json")["verdict"]
+    assert parent.data.tags["valor.commit"] == first_tags["valor.commit"] != ""
     assert (made["evaluation"] / "evaluation.html").is_file()
     assert "valor.restricted_uri" not in parent.data.tags  # none was given
     assert len(store.client().get_run(parent.info.run_id).inputs.model_inputs) == 2

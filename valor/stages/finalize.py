@@ -12,6 +12,7 @@ from valor import artifacts as artifact_dirs
 from valor.context import Context
 from valor.recipe import RegistrySettings
 from valor.stages import StageResult, stamps_of
+from valor.tracking.runs import code_identity
 
 log = logging.getLogger(__name__)
 _MOUNTS = {"/gcs": "gs://", "/minio": "minio://", "/s3": "s3://"}
@@ -37,7 +38,7 @@ def finalize(
     made_by = links.producers(stamps) if store.enabled() else {}
     tasks = _tasks(stamps, made_by, context.pipeline_run)
     if store.enabled() and context.pipeline_run:
-        tags = _tags(settings, context, artifacts.get("evaluation"))
+        tags = _tags(settings, context, artifacts.get("evaluation")) | _verdict(artifacts.get("verdict"))
         links.link(context.pipeline_run, stamps, tasks, tags=tags)
     facts = {
         "pipeline_run": context.pipeline_run,
@@ -78,6 +79,15 @@ def _tags(settings: RegistrySettings, context: Context, evaluation: "Path | list
         tags["valor.restricted_uri"] = context.restricted_uri
     if isinstance(evaluation, Path):
         tags["valor.evaluation_uri"] = _shown_place(evaluation)
+    return tags
+
+
+def _verdict(verdict: "Path | list[Path] | None") -> dict[str, str]:
+    """Return the parent's tags that a list of runs is read by: the code's commit and the gate's decision."""
+    code = code_identity()
+    tags = {"valor.commit": code["commit"] + ("-dirty" if code["dirty"] else "")}
+    if isinstance(verdict, Path):
+        tags["valor.verdict"] = artifact_dirs.read_json(verdict / "verdict.json")["verdict"]
     return tags
 
 

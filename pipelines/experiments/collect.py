@@ -93,4 +93,6 @@ def _records(jobs: Sequence[Job], root: Path) -> dict[str, Any]:
 
 
 def _is_resumed(record: Mapping[str, Any]) -> bool:
-    return record["tries"] > 1
+    """Tell whether a job's time is that of its last try alone; a stage that begins anew spends it all in that one."""
+    begun_at = record["metrics"].get("resumed_from_step")
+    return record["tries"] > 1 if begun_at is None else begun_at > 0

@@ -8,7 +8,7 @@ from valor.errors import Interrupted, UserError, ValorError
 
 TEST_SEEDS = (48_001, 48_002, 48_003, 48_004, 48_005)
 """Opened once, after every choice was made on other seeds."""
-RESULTS = Path("docs/experiments")
+RESULTS = Path(__file__).parents[2] / "docs" / "experiments"
 """Where results go unless told otherwise, and those of the test seeds always: their ledger is there."""
 
 

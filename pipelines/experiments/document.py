@@ -255,8 +255,9 @@ def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
         )
     jobs = [job for one in facts for job in one["jobs"].values()]
     hours = sum(job["processor_seconds"] for job in jobs) / 3600 / 2
-    # A resumed job knows its last try alone, so the sums are lower bounds and say nothing of an upper one.
-    known, mark = (False, "≥ ") if any(job["resumed"] for job in jobs) else (True, "")
+    # A resumed job knows its last try alone and a stopped arm has no cost: lower bounds say nothing of an upper one.
+    partial = any(job["resumed"] for job in jobs) or any(one.get("stopped") for one in facts)
+    known, mark = (False, "≥ ") if partial else (True, "")
     asked = [
         ("an arm of a seed takes at most 900 s of one core", known and longest <= 900, f"{mark}{longest} s"),
         ("all of the above take at most 5 h of two cores", known and hours <= 5, f"{mark}{hours:.1f} h"),

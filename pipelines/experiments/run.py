@@ -17,7 +17,7 @@ from typing import Any
 from pipelines.experiments.execute import code_digest, execute
 from pipelines.experiments.jobs import Job, with_ancestors
 from valor import artifacts
-from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, ValorError
+from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, UserError, ValorError
 
 VERDICT = "verdict.json"
 """Why a job ended without a result; gone once it is tried again."""
@@ -34,11 +34,19 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
         say: prints a line.
 
     Raises:
+        UserError: a result is there that other code made.
         Interrupted: SIGTERM or Ctrl-C; the jobs have saved what they had.
         ValorError: a job failed; its log is named.
         ValueError: a job needs one that is neither done nor among the jobs.
     """
+    code = code_digest()
     waiting = [job for job in jobs if not job.is_done(root)]
+    for job in jobs:
+        if job.is_done(root) and (made_by := job.record(root)["code"]) != code:
+            raise UserError(
+                f"{job.name}: was made by code {made_by}, and this is code {code}, so it cannot be compared with what "
+                f"is to come; go on with that code, or delete {job.folder(root)}"
+            )
     listed = {job.key for job in jobs}
     for job in waiting:
         for output in job.inputs.values():
@@ -51,7 +59,6 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     total, begun = len(waiting), time.monotonic()
     failed: dict[str, tuple[Job, int]] = {}
     _set_environment(root)
-    code = code_digest()
     with _all_end(running):
         while waiting or running:
             for job in [job for job in waiting if any(i.job.key in failed for i in job.inputs.values())]:

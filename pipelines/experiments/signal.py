@@ -167,11 +167,13 @@ def _trainer(
     noise = judge.gate["paraphrase_noise"]
     truth = truth_reward(evidence, policy.studies)
 
-    def ranked(reward: Callable[..., list[float]], tolerance: float) -> Callable[[dict[str, Any]], torch.Tensor]:
+    def ranked(
+        reward: Callable[..., list[float]], tolerance: float, *, must_state: bool = False
+    ) -> Callable[[dict[str, Any]], torch.Tensor]:
         def advantages(rows: dict[str, Any]) -> torch.Tensor:
             texts = [completion_text(one) for one in rows["completions"]]
             cut = were_cut(rows["completion_ids"], count=len(texts), eos_token_ids=trainer.eos_token_ids)
-            last = torch.tensor(unusable(texts, cut))
+            last = torch.tensor(unusable(texts, cut, must_state=must_state))
             values = torch.tensor(reward(reference=[references[s] for s in rows["study_id"]], **rows))
             return rank_advantages(values, group_size=size, tolerance=tolerance, unusable=last)
 
@@ -181,7 +183,7 @@ def _trainer(
     rewards = {
         TRUTH: ranked(truth, 0.0),
         "clinical agreement": ranked(clinical, 0.0),
-        "statements": ranked(statements, noise["statements"] or 0.0),
+        "statements": ranked(statements, noise["statements"] or 0.0, must_state=True),
         "paper": ranked(expert_reward(judge, "paper"), noise["paper"] or 0.0),
     }
     return trainer, seen, rewards

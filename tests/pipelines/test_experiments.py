@@ -13,6 +13,8 @@ import xml.etree.ElementTree as ElementTree
 
 import numpy as np
 import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -27,7 +29,9 @@ from pipelines.experiments.jobs import Job, with_ancestors
 from pipelines.experiments.signal import summary
 from pipelines.experiments.truth import truth_reward
 from valor import artifacts
+from valor.data.manifest import read_studies
 from valor.errors import ResourceError, UserError
+from valor.evaluation.predict import TABLE
 from valor.evaluation.scores import COLUMNS
 from valor.recipe import parse_section
 from valor.stages import STAGES
@@ -266,6 +270,18 @@ def test_a_resumed_job_leaves_the_time_unknown(collected, two_seeds_are_all):
     assert "two cores | ≥ 3.0 h | **no** |" in page
 
 
+def test_what_a_stopped_arm_cost_is_not_known(collected, two_seeds_are_all):
+    change_facts(collected, 5, lambda facts: facts.update(stopped={"paper": "collapsed"}))
+    assert "two cores | ≥ 3.0 h | **no** |" in document.write(collected).read_text()
+
+
+def test_a_job_that_began_anew_has_spent_all_in_its_last_try():
+    for metrics, tries, resumed in (
+        ({}, 1, False), ({}, 2, True), ({"resumed_from_step": 0}, 2, False), ({"resumed_from_step": 500}, 1, True),
+    ):  # fmt: skip
+        assert collect._is_resumed({"metrics": metrics, "tries": tries}) is resumed
+
+
 def test_results_of_two_versions_of_the_code_are_not_compared(collected):
     path = collected / "facts-5.json"
     facts = json.loads(path.read_text())
@@ -323,7 +339,7 @@ def test_the_ledger_has_a_line_for_each_time_that_other_settings_begin(tmp_path,
 
 def test_a_test_seed_is_opened_where_its_ledger_is(tmp_path):
     for action in (functools.partial(command.run_all, cores=1), command.collect_all):
-        with pytest.raises(UserError, match="test seeds are opened in docs/experiments alone"):
+        with pytest.raises(UserError, match=r"test seeds are opened in .*docs/experiments alone"):
             action(["sft"], seeds=command.TEST_SEEDS[:1], folder=tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -499,6 +515,11 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     silent = reward(["No acute disease."] * len(studies), [study.study_id for study in studies])
     assert sum(own) > sum(silent) == 0
     assert sum(own) > sum(others)
+    record = artifacts.read_json(data.folder(tmp_path) / "job.json")
+    (data.folder(tmp_path) / "job.json").write_text(json.dumps(record | {"code": "of before"}))
+    with pytest.raises(UserError, match=r"data: was made by code of before, .* delete .*data-"):
+        run.run([data], root=tmp_path, cores=1, say=lines.append)
+    (data.folder(tmp_path) / "job.json").write_text(json.dumps(record))
     lines.clear()
     needs = Job("probe", "probe", {}, ("probe",), {"base": broken.output("base")})
     with pytest.raises(UserError):
@@ -513,6 +534,31 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert run.verdict_on(unknown, tmp_path).startswith("unknown: ended with status 1")
     with pytest.raises(UserError, match="the code has changed since the experiments began"):
         execute(needs, tmp_path, code="another")
+
+
+def test_pseudo_labels_take_the_place_of_reports_and_never_mix_with_them(tmp_path):
+    phantom = {"seed": 5, "train": 14, "val": 2, "test": 4, "pairs": 0, "image_px": 48}
+    data = Job("data", "data", {"phantom": phantom, "image_px": 48, "checks": LENIENT}, ("dataset", "evidence"))
+    execute(data, tmp_path, code=code_digest())
+    before = {study.study_id: study for study in read_studies(data.output("dataset").path(tmp_path), split="train")}
+    kept, cut, silent, *_ = before
+    rows = [
+        {"study_id": kept, "hypothesis": "FINDINGS: Left effusion. IMPRESSION: Effusion.", "truncated": False},
+        {"study_id": cut, "hypothesis": "FINDINGS: Left", "truncated": True},
+        {"study_id": silent, "hypothesis": "", "truncated": False},
+    ]
+    predictions = Job("predictions", "predict", {}, ("predictions",))
+    folder = predictions.output("predictions").path(tmp_path)
+    folder.mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows), folder / TABLE)
+    inputs = {"dataset": data.output("dataset"), "predictions": predictions.output("predictions")}
+    relabel = Job("relabel", "relabel", {}, ("dataset",), inputs)
+    execute(relabel, tmp_path, code=code_digest())
+    assert relabel.record(tmp_path)["metrics"] == {"replaced": 1, "left_out": 2}
+    after = {study.study_id: study for study in read_studies(relabel.output("dataset").path(tmp_path), split="train")}
+    assert (after[kept].findings, after[kept].impression) == ("Left effusion.", "Effusion.")
+    assert before.keys() - after.keys() == {cut, silent}
+    assert all(after[name].text == before[name].text for name in after.keys() - {kept})
 
 
 def tiny_seed() -> Seed:

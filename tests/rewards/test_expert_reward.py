@@ -44,10 +44,13 @@ def test_it_has_a_name_and_takes_what_trl_passes(expert, kind):
 
 def test_reports_that_state_nothing_and_repetitive_ones_rank_last(expert, kind):
     lowest = {"paper": LOWEST_SIMILARITY, "statements": LOWEST_STATEMENTS}[kind]
-    bad = ["", "FINDINGS:", REPEATED, "the the " * 50, "Qwerty.", "The of zork blip lung and the of."]
-    scores = expert_reward(expert, kind)([*bad, REPORT, "No acute disease."], image_embed=_embeds(8))
-    assert scores[:6] == [lowest] * 6
-    assert min(scores[6:]) > lowest
+    bad = ["", "FINDINGS:", REPEATED, "the the " * 50]
+    scores = expert_reward(expert, kind)([*bad, REPORT, "No acute disease."], image_embed=_embeds(6))
+    assert scores[:4] == [lowest] * 4
+    assert min(scores[4:]) > lowest
+    # Where silence is denial, words that state nothing would be a normal report.
+    said = expert_reward(expert, kind)(["Qwerty.", "The of zork blip lung."], image_embed=_embeds(2))
+    assert [score == lowest for score in said] == [kind == "statements"] * 2
 
 
 def test_a_truncated_report_ranks_last_only_if_the_end_is_known(expert, kind):

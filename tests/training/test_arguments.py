@@ -92,6 +92,7 @@ def test_some_steps_may_be_a_share_of_the_training(field):
     ("wrong", "words", "lawful"),
     [
         ("sft.trainer.save_strategy=best", "is 'best', expected one of steps, no", "'no'"),
+        ("sft.trainer.save_strategy=no", "is False, expected one of steps, no .in quotes", "'no'"),
         ("grpo_text.trainer.save_strategy=epoch", "is 'epoch', expected one of steps, no", "'no'"),
         ("grpo_vision.trainer.dataloader_num_workers=2", "cannot use its GPU; remove it", "0"),
         ("grpo_text.trainer.generation_kwargs={num_beams: 2}", "num_beams is 2, .* one sample", "{num_beams: 1}"),

@@ -19,7 +19,16 @@ from valor.models.loading import load_policy
 from valor.recipe import GrpoTextSettings, Guards, TextReward, load
 from valor.stages.grpo_text import grpo_text
 from valor.training import callbacks
-from valor.training.guards import ABNORMAL, CALLED, STATED, blind_spots, collapse, healthy, stated_findings
+from valor.training.guards import (
+    ABNORMAL,
+    CALLED,
+    STATED,
+    blind_spots,
+    collapse,
+    healthy,
+    missed_silence,
+    stated_findings,
+)
 
 HEALTHY = {
     STATED: 0.8, CALLED: 0.2, "completions/mean_length": 40.0, "completions/clipped_ratio": 0.1, "entropy": 0.4,
@@ -159,6 +168,32 @@ def test_chance_does_not_stop_a_stage_and_silence_does(prompts, steps):
         assert all(50 < (stopped(lines, prompts) or 0) <= 70 for lines in silent)
 
 
+def test_silence_that_a_window_could_not_show_is_told_once_it_is_known():
+    def first(share: float, **more: float) -> list[dict[str, float]]:
+        return [{"loss": 0.0, "step": n, STATED: share, **more} for n in range(1, WINDOW + 1)]
+
+    told = missed_silence(first(0.15), Guards(), prompts=8, every=1)
+    assert told is not None
+    assert "a share of 0.15, and 80 prompts in a window" in told
+    assert missed_silence(first(0.25), Guards(), prompts=8, every=1) is None
+    assert missed_silence(first(0.6, **{ABNORMAL: 0.25}), Guards(), prompts=4, every=1) is not None
+    assert missed_silence(first(0.6, **{ABNORMAL: 1.0}), Guards(), prompts=4, every=1) is None
+    assert missed_silence(first(0.15), Guards(min_findings_ratio=None), prompts=8, every=1) is None
+    assert missed_silence([], Guards(), prompts=8, every=1) is None
+    # What is told cannot be stopped, and what is not can.
+    for share, prompts in ((0.15, 8), (0.25, 8), (0.6, 1), (0.6, 4)):
+        silent = [{"loss": 0.0, "step": WINDOW + n, STATED: 0.0} for n in range(1, WINDOW + 1)]
+        verdict = collapse(first(share) + silent, Guards(), prompts=prompts)
+        assert (verdict is None) == (missed_silence(first(share), Guards(), prompts=prompts, every=1) is not None)
+
+
+def test_a_generation_that_several_steps_learn_from_counts_in_full():
+    """TRL logs what its completions say in one line of ten, and their prompts are those of all ten steps."""
+    lines = [{"loss": 0.0, "step": n} | ({STATED: 0.8 if n < 25 else 0.0} if n % 10 == 1 else {}) for n in range(1, 60)]
+    assert collapse(lines, Guards(), prompts=2, every=10) is not None
+    assert collapse(lines, Guards(), prompts=2, every=1) is None, "two prompts in a window tell nothing"
+
+
 def test_a_share_of_few_studies_is_not_judged_as_one_of_many():
     def logged(normal: float, called: float) -> list[dict[str, float]]:
         steps = range(1, 2 * WINDOW + 1)
@@ -189,9 +224,6 @@ def test_a_guard_that_cannot_see_says_so():
     assert blind_spots(Guards(), beta=0.1, logging_steps=5, max_steps=14) != []
     assert blind_spots(Guards(), beta=0.1, logging_steps=5, max_steps=15) == []
     assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=-1) == []
-    (few,) = blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=100, prompts=2)
-    assert "guards.window is 10 steps of 2 prompts" in few
-    assert blind_spots(Guards(), beta=0.1, logging_steps=1, max_steps=100, prompts=3) == []
     assert blind_spots(None, beta=0.0, logging_steps=60, max_steps=10) == []
 
 

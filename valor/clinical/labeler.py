@@ -47,10 +47,11 @@ _ALWAYS_FOCAL = ("Consolidation", "Lung Lesion")
 _EXCEPTING = re.compile(
     r"\b(?:otherwise|aside from|apart from|other than|except|besides|exception of)\b", re.IGNORECASE
 )
-# To the end of its sentence: a report is one line, and what follows may be its only finding.
+# To the end of its line, or of its sentence in a text of one line: what follows there may be its only finding.
 _UNREAD = re.compile(
     r"\b(?:indication|history|clinical (?:history|information)|reason for exam(?:ination)?) ?:"
-    rf"(?:(?!\b(?:{'|'.join(_HEADINGS)}) ?:)[^\n.;?!])*"
+    rf"(?:[^\n]*(?=\n)|(?:(?!\b(?:{'|'.join(_HEADINGS)}) ?:)"
+    r"(?:[^\n.;?!]|[.?](?=\w)|(?<=\b\w)\.|(?<=\b(?:dr|mr|pt))\.))*)"
 )
 
 

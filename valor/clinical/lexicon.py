@@ -162,7 +162,10 @@ SUBJECTS: dict[str, tuple[str, ...]] = {
         r"skeleton",
         r"thoracic cage",
     ),
-    "chest": (r"chest(?: x-?ray| radiograph| exam(?:ination)?| study| film)?(?! (?:tube|wall|port|pain|ct|drain))",),
+    "chest": (
+        r"chest(?: x-?ray| radiograph| exam(?:ination)?| study| film)?(?! (?:tube|wall|port|pain|ct|drain))",
+        r"exam(?:ination)?",
+    ),
 }
 """Organs whose state a predicate tells ("heart size is normal")."""
 

@@ -75,19 +75,21 @@ def similarities(expert: "Expert", studies: Sequence[Study], reports: Sequence[s
 def likeliest(
     expert: "Expert", studies: Sequence[Study], candidates: Sequence[Sequence["Generated"]]
 ) -> list["Generated"]:
-    """Return of each study's candidates the one whose statements the expert finds likeliest; cut or empty ones last.
+    """Return of each study's candidates the one whose statements the expert finds likeliest; unusable ones last.
 
     Raises:
         UserError: the expert has no measured gate.
     """
     from valor.models.statements import Statements
+    from valor.rewards.expert import unusable
 
     embeds = expert.embed_images([decode_image(study.images[0].bytes) for study in studies])
     statements, chosen = Statements.of(expert), []
     for embed, reports in zip(embeds, candidates, strict=True):
-        scores = statements.log_probability(embed.expand(len(reports), -1), [report.text for report in reports])
-        usable = [bool(report.text) and not report.truncated for report in reports]
-        chosen.append(max(zip(usable, scores, reports, strict=True), key=lambda one: one[:2])[2])
+        texts = [report.text for report in reports]
+        scores = statements.log_probability(embed.expand(len(reports), -1), texts)
+        last = unusable(texts, [report.truncated for report in reports], must_state=True)
+        chosen.append(min(zip(last, scores, reports, strict=True), key=lambda one: (one[0], -one[1]))[2])
     return chosen
 
 

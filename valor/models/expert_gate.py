@@ -264,12 +264,12 @@ def _without(findings: Sequence[str], read: Sequence[dict[str, _Assertion]], *, 
 
 def _negation(outcomes: _Outcomes) -> dict[str, Any]:
     """Return a finding's accuracy where it is and where it is not, and their mean, which the threshold is for."""
-    rates = {f"negation_{kind}": _rate(outcomes[kind]) for kind in ("positive", "negative")}
-    known = [rate for rate in rates.values() if rate is not None]
+    rates = {kind: sum(of) / len(of) if of else None for kind, of in outcomes.items()}
+    known, pairs = [rate for rate in rates.values() if rate is not None], sum(map(len, outcomes.values()))
     return {
-        **rates,
-        "negation": sum(known) / 2 if len(known) == 2 else None,
-        "negation_pairs": sum(map(len, outcomes.values())),
+        **{f"negation_{kind}": rate for kind, rate in rates.items()},
+        "negation": sum(known) / len(known) if pairs >= MIN_CASES else None,
+        "negation_pairs": pairs,
     }
 
 

@@ -150,7 +150,10 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
             raise UserError(f"{source}: {section}.trainer.{field}: is {value!r}, expected a whole number (no point)")
         if field in _CHOICES and value not in _CHOICES[field]:
             choices = ", ".join(str(choice) for choice in _CHOICES[field])
-            raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected one of {choices}")
+            hint = " (in quotes: YAML reads no as false)" if value is False and "no" in _CHOICES[field] else ""
+            raise UserError(
+                f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected one of {choices}{hint}"
+            )
         reason = _reason_against(section, field, value)
         if reason:
             raise UserError(f"{source}: {section}.trainer.{field}: {reason}; remove it")

@@ -60,7 +60,7 @@ def expert_reward(
 
         texts = [completion_text(completion) for completion in completions]
         cut = were_cut(completion_ids, count=len(texts), eos_token_ids=eos_token_ids)
-        last = unusable(texts, cut)
+        last = unusable(texts, cut, must_state=similarity == "statements")
         scores = score(torch.as_tensor(image_embed, dtype=torch.float32), texts)
         return [lowest if is_last else float(value) for value, is_last in zip(scores, last, strict=True)]
 
@@ -68,12 +68,17 @@ def expert_reward(
     return reward
 
 
-def unusable(texts: Sequence[str], cut: Sequence[bool]) -> list[bool]:
-    """Tell of each report whether it must rank last: truncated, repetitive, or one that states nothing.
+def unusable(texts: Sequence[str], cut: Sequence[bool], *, must_state: bool) -> list[bool]:
+    """Tell of each report whether it must rank last: truncated, empty, or repetitive.
 
-    Silence counts as denial, so words that state nothing would earn what a normal report does.
+    Args:
+        texts: the reports.
+        cut: whether each was.
+        must_state: whether one that states nothing is empty, too: where silence counts as denial, such words would earn
+            what a normal report does.
     """
-    return [is_cut or not mentions(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
+    parts = mentions if must_state else sentences
+    return [is_cut or not parts(text) or is_repetitive(text) for text, is_cut in zip(texts, cut, strict=True)]
 
 
 def is_repetitive(report: str) -> bool:

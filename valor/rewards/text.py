@@ -2,7 +2,7 @@
 
 Every reward is deterministic and bounded (docs/rewards.md). A text that cannot be a report (no word, more than
 `RUNAWAY` times the reference's length, or cut by the token limit) gets the reward's lowest value; so does, for
-the clinical reward, one that states nothing the labeler knows.
+the clinical reward, one that states nothing the labeler knows where the reference states something.
 """
 
 import dataclasses

@@ -89,6 +89,7 @@ def trainer(
         train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=embed, seen=seen),
         processing_class=policy.processor,
         normalise=normalise,
+        must_state=settings.similarity == "statements",
     )
 
 

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from valor import progress
 from valor.errors import GuardStop, Interrupted
 from valor.recipe import Guards
-from valor.training.guards import collapse, healthy
+from valor.training.guards import collapse, healthy, missed_silence
 from valor.training.work import Work
 
 log = logging.getLogger(__name__)
@@ -72,14 +72,21 @@ class StopOnCollapse(TrainerCallback):
     Args:
         guards: limits.
         prompts: of an optimizer step.
+        every: optimizer steps that learn from one generation.
     """
 
-    def __init__(self, guards: Guards | None, *, prompts: float):
-        self._guards, self._prompts = guards, prompts
+    def __init__(self, guards: Guards | None, *, prompts: float, every: int):
+        self._guards, self._prompts, self._every = guards, prompts, every
+        self._told = False
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop at the log line that passes a limit, before the checkpoint of that step."""
-        verdict = collapse(state.log_history, self._guards, prompts=self._prompts)
+        if self._guards is not None and not self._told and state.global_step >= self._guards.window:
+            self._told = True
+            gap = missed_silence(state.log_history, self._guards, prompts=self._prompts, every=self._every)
+            if gap and state.is_world_process_zero:
+                log.warning("%s", gap)
+        verdict = collapse(state.log_history, self._guards, prompts=self._prompts, every=self._every)
         if verdict:
             raise GuardStop(f"step {state.global_step}: {verdict}")
 

@@ -240,19 +240,17 @@ def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards 
     )
 
     every = steps_between_saves(trainer.args)
-    # Before the guards, which end the stage in the midst of a line: the line that did it is the one to look at.
+    # Before the guards, which end the stage in the midst of a line: the line that showed it is the one to look at.
     if trainer.is_world_process_zero():
         trainer.add_callback(ReportProgress())
     trainer.add_callback(StopOnNan())
     args = trainer.args
-    prompts = prompts_per_step(args)
-    trainer.add_callback(StopOnCollapse(guards, prompts=prompts))
+    trainer.add_callback(StopOnCollapse(guards, prompts=prompts_per_step(args), every=every))
     for gap in blind_spots(
         guards,
         beta=getattr(args, "beta", 0.0),
         logging_steps=args.logging_steps,
         max_steps=args.max_steps,
-        prompts=prompts,
     ):
         log.info("%s", gap)
     trainer.add_callback(KeepEpochsOrder())

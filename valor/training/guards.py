@@ -32,8 +32,6 @@ ABNORMAL = "completions/abnormal_reference"
 _SURE = 4.0
 """Standard errors that a share must have moved by: the windows are looked at again with every line of a long log."""
 _NO_ABNORMALITY = ("Support Devices", "No Finding")
-_FEWEST = 24
-"""Prompts of a window below which a fall from half of them to none is no more than `_SURE` standard errors."""
 _SHARES = (STATED, CALLED)
 _MILDER = "lower trainer.learning_rate or raise trainer.beta"
 
@@ -96,7 +94,10 @@ _GUARDS = (
 
 @dataclasses.dataclass(frozen=True)
 class _Line:
-    """A number of the trainer's log: the step it was logged at, how many steps it averages over, its value."""
+    """A number of the trainer's log: the step it was logged at, how many steps it averages over, its value.
+
+    TRL logs what completions say at the steps that generate, for all the steps that learn from them.
+    """
 
     step: int
     steps: float
@@ -120,7 +121,7 @@ class _Level:
 
 
 def collapse(
-    log_history: Sequence[Mapping[str, Any]], guards: Guards | None, *, prompts: float = math.inf
+    log_history: Sequence[Mapping[str, Any]], guards: Guards | None, *, prompts: float = math.inf, every: int = 1
 ) -> str | None:
     """Return the verdict on a training log, in one line without the step, or None where no limit is passed.
 
@@ -128,8 +129,9 @@ def collapse(
         log_history: the trainer's log lines; lines and keys that no guard knows are passed over.
         guards: limits; None turns all of them off.
         prompts: of an optimizer step, each with a group of completions; the fewer, the more chance makes of a share.
+        every: optimizer steps that learn from one generation.
     """
-    for level in _levels(log_history, guards, prompts=prompts):
+    for level in _levels(log_history, guards, prompts=prompts, every=every):
         if level.guard.passed(level.now, level.bound) and abs(level.now - level.start) > _SURE * level.noise:
             window = guards.window if guards else 0
             return (
@@ -140,9 +142,7 @@ def collapse(
     return None
 
 
-def blind_spots(
-    guards: Guards | None, *, beta: float, logging_steps: float, max_steps: int, prompts: float = math.inf
-) -> list[str]:
+def blind_spots(guards: Guards | None, *, beta: float, logging_steps: float, max_steps: int) -> list[str]:
     """Return what the guards will not see of a stage with these trainer settings, a line each.
 
     Args:
@@ -150,19 +150,12 @@ def blind_spots(
         beta: weight of the KL term; TRL measures the divergence only where it is above 0.
         logging_steps: optimizer steps between two lines of the log.
         max_steps: of the stage; -1 where epochs end it.
-        prompts: of an optimizer step.
     """
     if guards is None:
         return []
     found = []
     if guards.max_kl is not None and not beta:
         found.append("guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured")
-    seen = guards.window * prompts
-    if seen < _FEWEST:
-        found.append(
-            f"guards.window is {guards.window} steps of {prompts:g} prompts: fewer than {_FEWEST} cannot tell silence "
-            "from chance; raise it, or the batch"
-        )
     last = max_steps // logging_steps * logging_steps if logging_steps >= 1 else max_steps
     if max_steps > 0 and last <= max(guards.window, logging_steps):
         found.append(
@@ -170,6 +163,28 @@ def blind_spots(
             f"trainer.logging_steps {logging_steps:g}, so the log has nothing after the first window"
         )
     return found
+
+
+def missed_silence(
+    log_history: Sequence[Mapping[str, Any]], guards: Guards | None, *, prompts: float, every: int
+) -> str | None:
+    """Return that a window is too small to tell silence from chance, judged by the first one; None where it is not.
+
+    Args:
+        log_history, guards, prompts, every: as for `collapse`.
+    """
+    lines = _lines(log_history, STATED, every=every)
+    if guards is None or guards.min_findings_ratio is None or not lines:
+        return None
+    first = [line for line in lines if line.step <= guards.window] or lines[:1]
+    start, none = _mean(first), [dataclasses.replace(line, value=0.0) for line in first]
+    if start > _SURE * _error(first, none, prompts=prompts):
+        return None
+    return (
+        f"guards.min_findings_ratio watches nothing: completions state findings at a share of {start:.2g}, and "
+        f"{_steps(first) * prompts:.0f} prompts in a window cannot tell a fall to none from chance; raise "
+        "guards.window or the batch"
+    )
 
 
 def healthy(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> bool:
@@ -217,21 +232,14 @@ def _findings(report: str, *, is_candidate: bool = False) -> frozenset[str]:
 
 
 def _levels(
-    log_history: Sequence[Mapping[str, Any]], guards: Guards | None, *, prompts: float = math.inf
+    log_history: Sequence[Mapping[str, Any]], guards: Guards | None, *, prompts: float = math.inf, every: int = 1
 ) -> list[_Level]:
     """Return what can be judged already."""
     if guards is None:
         return []
-    training = [line for line in log_history if "loss" in line]
-    starts = [0, *(line["step"] for line in training)]
     levels = []
     for guard in _GUARDS:
-        limit = getattr(guards, guard.setting)
-        lines = [
-            _Line(line["step"], steps=(line["step"] - start) * _part(line, guard.key), value=line[guard.key])
-            for start, line in zip(starts, training, strict=False)
-            if line.get(guard.key) is not None
-        ]
+        limit, lines = getattr(guards, guard.setting), _lines(log_history, guard.key, every=every)
         # Where a line averages over more than a window, it is one.
         first = [line for line in lines if line.step <= guards.window] or lines[:1]
         if limit is not None and len(lines) > len(first):
@@ -240,6 +248,16 @@ def _levels(
             noise = _error(first, recent, prompts=prompts) if guard.key in _SHARES else 0.0
             levels.append(_Level(guard, limit, _mean(first), _mean(recent), last.value, noise))
     return levels
+
+
+def _lines(log_history: Sequence[Mapping[str, Any]], key: str, *, every: int) -> list[_Line]:
+    training = [line for line in log_history if "loss" in line]
+    starts = [0, *(line["step"] for line in training)]
+    return [
+        _Line(line["step"], steps=max(line["step"] - start, every) * _part(line, key), value=line[key])
+        for start, line in zip(starts, training, strict=False)
+        if line.get(key) is not None
+    ]
 
 
 def _part(line: Mapping[str, Any], key: str) -> float:

@@ -242,10 +242,11 @@ class VisionGRPOTrainer(ReportGRPOTrainer):
 
     Args:
         normalise: makes (N,) advantages of (N,) rewards, `group_size` and a mask `unusable`, such as `rank_advantages`.
+        must_state: whether a completion that states nothing is unusable.
     """
 
-    def __init__(self, *args: Any, normalise: Callable[..., "torch.Tensor"], **kwargs: Any):
-        self._normalise = normalise
+    def __init__(self, *args: Any, normalise: Callable[..., "torch.Tensor"], must_state: bool, **kwargs: Any):
+        self._normalise, self._must_state = normalise, must_state
         super().__init__(*args, **kwargs)
 
     def _calculate_rewards(
@@ -253,7 +254,8 @@ class VisionGRPOTrainer(ReportGRPOTrainer):
     ) -> "torch.Tensor":
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         cut = were_cut(completion_ids_list, count=len(completions), eos_token_ids=self.eos_token_ids)
-        local = unusable([completion_text(completion) for completion in completions], cut)
+        texts = [completion_text(completion) for completion in completions]
+        local = unusable(texts, cut, must_state=self._must_state)
         last = gather(torch.tensor(local, device=rewards.device)) | rewards.isnan().any(dim=1)
         total = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1)
         group_size: int = self.num_generations  # type: ignore[assignment]

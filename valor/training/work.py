@@ -159,7 +159,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
             scratch = Path(place)
             scratch.mkdir(parents=True, exist_ok=True)
         work = Work(place, scratch, stack.enter_context(_held(files, name=place)))
-        repeat_verdict(place, pipeline_run)
+        repeat_verdict(place, pipeline_run, holds=True)
         try:
             yield work
         except GuardStop as error:
@@ -204,7 +204,7 @@ def _held(files: "_Files", *, name: str) -> Iterator[Lease]:
         yield lease
 
 
-def repeat_verdict(place: str, pipeline_run: str) -> None:
+def repeat_verdict(place: str, pipeline_run: str, *, holds: bool = False) -> None:
     """Raise an earlier failure for good: any of the same pipeline run, a guard's stop of every run.
 
     A missing file may be there the next time. What collapsed would collapse again, and continued from its last good
@@ -213,6 +213,7 @@ def repeat_verdict(place: str, pipeline_run: str) -> None:
     Args:
         place: of the work in progress (`place_of`).
         pipeline_run: id of the pipeline run.
+        holds: the lease: a verdict that does not count any more is the holder's to forget.
 
     Raises:
         ValorError: the failure.
@@ -229,7 +230,8 @@ def repeat_verdict(place: str, pipeline_run: str) -> None:
             f"{marker['error']} (stopped before with the same inputs, settings and code; not tried again: change a "
             f"setting, or delete {files.place} to begin anew)"
         )
-    files.delete(MARKER)
+    if holds:
+        files.delete(MARKER)
 
 
 def _leave_marker(files: "_Files", error: ValorError, pipeline_run: str) -> None:

@@ -7,9 +7,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from valor import stages
+from valor import artifacts, stages
 from valor.context import Context
-from valor.errors import UserError, ValorError
+from valor.errors import Interrupted, UserError, ValorError
 from valor.startup import spare_the_collector
 
 
@@ -23,12 +23,15 @@ def main(arguments: list[str] | None = None) -> int:
             settings_json=_settings(options.settings),
             context=Context.from_environment(pipeline_run=options.run, task=options.task or options.stage),
             inputs=_inputs(options.input, lists=options.input_list),
-            outputs={name: Path(path).absolute() for name, path in _pairs(options.output)},
+            outputs=_outputs(options.output),
             values=dict(_pairs(options.value)),
         )
     except ValorError as error:
         print(f"valor: error: {error}", file=sys.stderr)
         return error.exit_code
+    except KeyboardInterrupt:
+        print(f"valor: error: {options.stage}: interrupted; run again", file=sys.stderr)
+        return Interrupted.exit_code
     except Exception as error:
         # `stages.run` has printed the traceback, without messages that may quote data.
         print(f"valor: error: {options.stage}: {type(error).__name__}; see the traceback", file=sys.stderr)
@@ -60,7 +63,10 @@ def _settings(text: str) -> str:
     path = Path(text[1:])
     if not path.is_file():
         raise UserError(f"--settings {text}: no such file")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"--settings {text}: not UTF-8 text ({error.reason}); expected JSON") from None
 
 
 def _pairs(texts: list[str]) -> list[tuple[str, str]]:
@@ -87,6 +93,24 @@ def _inputs(texts: list[str], *, lists: list[str]) -> dict[str, Path | list[Path
             raise UserError(f"--input-list {name}: also given as --input; use one of them")
         members.append(Path(value).absolute())
     return inputs
+
+
+def _outputs(texts: list[str]) -> dict[str, Path]:
+    """Return the outputs' places; a folder that VALOR did not write is refused, since the output would replace it."""
+    outputs: dict[str, Path] = {}
+    for name, value in _pairs(texts):
+        path = Path(value).absolute()
+        if name in outputs:
+            raise UserError(f"--output {name}: given twice ({outputs[name]} and {path}); give one place")
+        # A training that was killed before its stamp has left a checkpoint, which the next try replaces.
+        ours = any((path / file).is_file() for file in (artifacts.STAMP, artifacts.CHECKPOINT_INFO))
+        if path.is_dir() and not ours and any(path.iterdir()):
+            raise UserError(
+                f"--output {name}={path}: holds files and no {artifacts.STAMP}, and the output would replace them; "
+                "choose another place, or empty it"
+            )
+        outputs[name] = path
+    return outputs
 
 
 if __name__ == "__main__":

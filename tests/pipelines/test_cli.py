@@ -1,7 +1,9 @@
 import errno
 import json
+import re
 import socket
 import time
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -296,3 +298,81 @@ def test_a_stage_by_hand_with_wrong_names_ends_before_it_starts(arguments, words
     assert f"valor: error: {words}" in capfd.readouterr().err
     assert not (tmp_path / "home" / "mlflow.db").exists()
     assert not (tmp_path / "x").exists()
+
+
+@pytest.fixture
+def by_hand(tmp_path, monkeypatch):
+    from valor.__main__ import main as stage
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("VALOR_TRACKING", "off")
+    return stage
+
+
+def made(name, *, file="artifact.json"):
+    """Make a folder with one file in the working directory."""
+    Path(name).mkdir()
+    (Path(name) / file).write_text("{}")
+
+
+@pytest.mark.parametrize(
+    ("place", "words"),
+    [
+        ("papers", "holds files and no artifact.json"),
+        ("e", "gate: verdict=.*/e and evaluation=.*/e overlap"),
+        ("e/verdict", "overlap; choose another place for verdict"),
+        (".", "holds files and no artifact.json"),
+        ("file", "gate: verdict=.*file: cannot be made .a file is there.; choose another place"),
+        ("file/below", "cannot be made .*/file: File exists.; choose another place"),
+        ("/proc/x/verdict", "cannot be made .*No such file or directory.; choose another place"),
+    ],
+)
+def test_an_output_that_would_replace_something_else_or_cannot_be_made_is_refused(place, words, by_hand, capfd):
+    made("papers", file="thesis.txt")
+    made("e")
+    Path("file").write_text("text")
+    assert by_hand([f"verdict={place}" if word == "verdict=x" else word for word in GATE]) == 2
+    assert re.search(f"valor: error: .*{words}", capfd.readouterr().err)
+    left = sorted(str(path) for path in Path().rglob("*"))
+    assert left == ["e", "e/artifact.json", "file", "papers", "papers/thesis.txt"]
+
+
+@pytest.mark.parametrize("file", ["", "artifact.json", "valor.json"])
+def test_an_output_may_take_the_place_of_nothing_or_of_an_artifact(file, by_hand, capfd):
+    """A training killed before its stamp leaves a checkpoint; its next try goes to the same place."""
+    Path("x").mkdir()
+    if file:
+        (Path("x") / file).write_text("{}")
+    assert by_hand(GATE) == 2
+    assert "e: no such artifact directory" in capfd.readouterr().err
+
+
+VALIDATE = ["validate_data", "--output", "dataset=d", "--output", "evidence=v", "--output", "data_docs=o"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([*GATE, "--input", "evaluation=e"], "gate: evaluation is given 2 times, and it takes one"),
+        ([*VALIDATE, "--input", "shards=a"], "validate_data: shards is a list, .* give it as --input-list"),
+        ([*GATE, "--output", "verdict=y"], "--output verdict: given twice"),
+        ([*GATE, "--settings", "@binary"], "--settings @binary: not UTF-8 text"),
+        ([*GATE, "--settings", "[]"], "settings of gate: Input should be"),
+    ],
+)
+def test_words_of_a_stage_by_hand_that_make_no_sense_are_one_line(arguments, words, by_hand, tmp_path, capfd):
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert by_hand(arguments) == 2
+    assert re.search(f"valor: error: .*{words}", capfd.readouterr().err)
+
+
+def test_a_stage_by_hand_that_is_interrupted_ends_in_one_line(by_hand, capfd, monkeypatch):
+    from valor import stages
+
+    def interrupted(*_args, **_kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stages, "run", interrupted)
+    assert by_hand(GATE) == 143
+    assert capfd.readouterr().err == "valor: error: gate: interrupted; run again\n"

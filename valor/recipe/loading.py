@@ -141,7 +141,8 @@ def _first_problem(
     if problem["type"] == "extra_forbidden":
         return f"{source}: {where}: unknown key{_siblings(problem['loc'])}"
     more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{source}: {where}: {problem['msg']}, got {shown(repr(problem['input']))}{more}"
+    place = f"{source}: {where}" if where else source
+    return f"{place}: {problem['msg']}, got {shown(repr(problem['input']))}{more}"
 
 
 def _siblings(loc: tuple[int | str, ...]) -> str:

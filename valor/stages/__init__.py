@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -68,7 +69,7 @@ def run(
         values: string parameters by name.
 
     Raises:
-        UserError: a name is missing or unknown; nothing has started then.
+        UserError: a name is missing or unknown, or an output's place cannot be used; nothing has started then.
         ValorError: with the exit code that the command line returns.
     """
     from valor.tracking.runs import stage_run
@@ -80,6 +81,8 @@ def run(
         settings = parse_section(stage, settings_json)
         function = function_of(stage)
         _check_names(stage, function, [*inputs, *outputs, *values])
+        _check_numbers(stage, function, inputs)
+        _check_outputs(stage, inputs, outputs)
         if node_of(settings).rank > 0:
             # The first node records and stamps what all of them make.
             return function(settings, **inputs, **outputs, **values, context=context)
@@ -132,6 +135,37 @@ def _check_names(stage: str, function: Callable[..., StageResult], given: Sequen
     for problem, names in problems.items():
         if names:
             raise UserError(f"{stage}: {problem} {', '.join(names)}; it takes {', '.join(named)}")
+
+
+def _check_numbers(stage: str, function: Callable[..., StageResult], inputs: Inputs) -> None:
+    """Raise UserError where an input is a list and the stage takes one directory, or the other way round."""
+    parameters = inspect.signature(function).parameters
+    for name, value in inputs.items():
+        annotation = parameters[name].annotation if name in parameters else None
+        if annotation in (Path, Path | None) and isinstance(value, list):
+            raise UserError(f"{stage}: {name} is given {len(value)} times, and it takes one; give it once")
+        if annotation == list[Path] and not isinstance(value, list):
+            raise UserError(f"{stage}: {name} is a list, and one directory was given; give it as --input-list")
+
+
+def _check_outputs(stage: str, inputs: Inputs, outputs: Mapping[str, Path]) -> None:
+    """Raise UserError where an output would replace an input or cannot be made, before work is spent on it."""
+    given = [(name, path) for name, value in inputs.items() for path in (value if isinstance(value, list) else [value])]
+    for i, (name, path) in enumerate(outputs.items()):
+        place = path.resolve()
+        for other, taken in [*given, *list(outputs.items())[:i]]:
+            # The finished output takes the place of all that is there.
+            if place.is_relative_to(taken.resolve()) or taken.resolve().is_relative_to(place):
+                raise UserError(f"{stage}: {name}={path} and {other}={taken} overlap; choose another place for {name}")
+        try:
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError("a file is there")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with artifacts.full_disk_is_a_resource_error(path), tempfile.TemporaryDirectory(dir=path.parent):
+                pass
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+            raise UserError(f"{stage}: {name}={path}: cannot be made ({reason}); choose another place") from None
 
 
 def stamps_of(inputs: Inputs, *, verify: bool = False) -> dict[str, dict[str, Any]]:

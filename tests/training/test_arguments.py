@@ -51,6 +51,9 @@ def test_the_recipe_overrides_defaults_but_not_what_valor_owns(tmp_path):
         ("grpo_vision", "auto_find_batch_size", "another batch than the recipe's"),
         ("sft", "trust_remote_code", "run code that comes with the model"),
         ("grpo_text", "model_init_kwargs", "VALOR loads the model"),
+        ("sft", "eval_on_start", "no stage evaluates"),
+        ("grpo_text", "eval_strategy", "no stage evaluates"),
+        ("sft", "use_liger_kernel", "does not install its kernels"),
         ("sft", "bf16", "the stage's dtype"),
         ("grpo_text", "fp16", "the stage's dtype .*float16 overflows"),
         ("sft", "deepspeed", "the stage's strategy"),
@@ -96,7 +99,16 @@ def test_some_steps_may_be_a_share_of_the_training(field):
         ("grpo_text.trainer.save_strategy=epoch", "is 'epoch', expected one of steps, no", "'no'"),
         ("grpo_vision.trainer.dataloader_num_workers=2", "cannot use its GPU; remove it", "0"),
         ("grpo_text.trainer.generation_kwargs={num_beams: 2}", "num_beams is 2, .* one sample", "{num_beams: 1}"),
-        ("grpo_vision.trainer.generation_kwargs={num_return_sequences: 2}", "is 2, .* one sample", "{min_p: 0.1}"),
+        ("grpo_vision.trainer.generation_kwargs={num_return_sequences: 2}", "is 2, .* one sample", "{num_beams: 1}"),
+        ("grpo_text.trainer.generation_kwargs={do_sample: false}", "do_sample is set by VALOR", "{typical_p: 0.9}"),
+        ("grpo_text.trainer.generation_kwargs={temperature: 2}", "set by trainer.temperature; remove it", "{}"),
+        ("grpo_vision.trainer.generation_kwargs={max_new_tokens: 9}", "by the stage's max_new_tokens", "{}"),
+        ("sft.trainer.logging_strategy=no", "is False, expected one of steps", "steps"),
+        ("grpo_text.trainer.logging_strategy=epoch", "is 'epoch', expected one of steps", "steps"),
+        ("sft.trainer.loss_type=grpo", "is 'grpo', expected one of nll, dft", "nll"),
+        ("grpo_text.trainer.loss_type=nll", "is 'nll', expected one of grpo, bnpo", "dapo"),
+        ("sft.trainer.train_sampling_strategy=nope", "expected one of random, sequential", "group_by_length"),
+        ("sft.trainer.max_grad_norm=x", "is 'x', expected a number", "0"),
     ],
 )
 def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wrong, words, lawful):
@@ -106,6 +118,56 @@ def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wr
     assert "\n" not in str(caught.value)
     assert load("phantom", [f"{field}={lawful}"])
     assert load("phantom", ["grpo_text.trainer.dataloader_num_workers=2"])
+
+
+@pytest.mark.parametrize(
+    ("field", "wrong", "words", "lawful"),
+    [
+        ("max_steps", (0, -2), "at least 1, or -1 for whole epochs", (-1, 1)),
+        ("num_train_epochs", (0, -1), "above 0", (0.5,)),
+        ("per_device_train_batch_size", (0, -1), "at least 1", (8,)),
+        ("gradient_accumulation_steps", (0,), "at least 1", (1,)),
+        ("dataloader_num_workers", (-1,), "at least 0", (0,)),
+        ("learning_rate", (-1,), "at least 0", (1e-6,)),
+        ("adam_beta1", (1, 2, -0.1), "at least 0 and below 1", (0, 0.9)),
+        ("adam_epsilon", (-1,), "at least 0", (1e-8,)),
+        ("max_grad_norm", (-1,), "at least 0", (0, 1.0, None)),
+        ("save_steps", (0,), "above 0", (0.1, 5)),
+        ("temperature", (0, -1), "above 0", (0.7,)),
+        ("top_k", (-5,), "at least 0", (0, 50)),
+        ("top_p", (0, 1.1), "above 0 and at most 1", (1, 0.9)),
+        ("min_p", (2, -0.1), "at least 0 and at most 1", (0.1, None)),
+        ("repetition_penalty", (0,), "above 0", (1.1,)),
+        ("num_iterations", (0,), "at least 1", (1,)),
+        ("steps_per_generation", (0,), "at least 1", (8, None)),
+        ("epsilon", (-1,), "at least 0", (0.2,)),
+        ("beta", (-1,), "at least 0", (0, 0.04)),
+        ("top_entropy_quantile", (2, -1), "at least 0 and at most 1", (0.2, 1)),
+    ],
+)
+def test_numbers_are_within_their_bounds(field, wrong, words, lawful):
+    """The libraries would fail on them once data and models are made, or ignore them."""
+    for value in wrong:
+        with pytest.raises(UserError, match=rf"^s: grpo_text\.trainer\.{field}: is {value}, expected .*{words}$"):
+            rules.check_trainer_fields("grpo_text", {field: value}, "s")
+    for value in lawful:
+        rules.check_trainer_fields("grpo_text", {field: value}, "s")
+    with pytest.raises(UserError, match="SFTConfig has no such field"):
+        rules.check_trainer_fields("sft", {"steps_per_generation": None}, "s")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "words"),
+    [
+        ([{"name": "gleu_reward", "weight": 0}, {"name": "length_reward", "weight": 0}], "every weight is 0"),
+        ([{"name": "gleu_reward", "weight": 1e300}], "less than or equal to 1000000"),
+        ([{"name": "gleu_reward", "weight": -1e7}], "greater than or equal to -1000000"),
+    ],
+)
+def test_rewards_from_which_nothing_can_be_learned_are_refused(rewards, words):
+    with pytest.raises(UserError, match=rf"settings of grpo_text: rewards.*: .*{words}"):
+        parse_section("grpo_text", json.dumps({"rewards": rewards}))
+    assert parse_section("grpo_text", json.dumps({"rewards": [*rewards[1:], {"name": "gleu_reward", "weight": -0.5}]}))
 
 
 @pytest.mark.parametrize(

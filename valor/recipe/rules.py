@@ -52,28 +52,81 @@ _REFUSED = {
     ),
     "trust_remote_code": "it would run code that comes with the model",
     "model_init_kwargs": "VALOR loads the model (the stage's dtype is its setting), so TRL would ignore it",
+    "use_liger_kernel": "VALOR does not install its kernels, and shared prompts would go past them",
+    **dict.fromkeys(("do_eval", "do_predict", "eval_on_start", "eval_strategy"), "no stage evaluates while it trains"),
+    "load_best_model_at_end": "no stage evaluates, so none would be the best",
 }
 """Trainer fields that would undo what VALOR promises of every stage, and how."""
-_COUNTS = (
-    "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
-    "num_generations", "num_generations_eval", "num_iterations", "steps_per_generation", "generation_batch_size",
-    "top_k",
+_COUNTS: dict[str, tuple[float, float]] = {
+    "max_steps": (1, math.inf),
+    "per_device_train_batch_size": (1, math.inf),
+    "per_device_eval_batch_size": (1, math.inf),
+    "gradient_accumulation_steps": (1, math.inf),
+    "num_generations": (1, math.inf),
+    "num_generations_eval": (1, math.inf),
+    "num_iterations": (1, math.inf),
+    "steps_per_generation": (1, math.inf),
+    "generation_batch_size": (1, math.inf),
+    "dataloader_num_workers": (0, math.inf),
+    "top_k": (0, math.inf),
+}
+_TINY = 5e-324
+"""The smallest number above 0: as a lower bound it keeps 0 out."""
+_BELOW_1 = math.nextafter(1, 0)
+_NUMBERS: dict[str, tuple[float, float]] = {
+    **_COUNTS,
+    "learning_rate": (0, math.inf),
+    "num_train_epochs": (_TINY, math.inf),
+    "warmup_steps": (0, math.inf),
+    "save_steps": (_TINY, math.inf),
+    "logging_steps": (_TINY, math.inf),
+    "weight_decay": (0, math.inf),
+    "adam_beta1": (0, _BELOW_1),
+    "adam_beta2": (0, _BELOW_1),
+    "adam_epsilon": (0, math.inf),
+    "max_grad_norm": (0, math.inf),
+    "label_smoothing_factor": (0, 1),
+    "temperature": (_TINY, math.inf),
+    "top_p": (_TINY, 1),
+    "min_p": (0, 1),
+    "repetition_penalty": (_TINY, math.inf),
+    "beta": (0, math.inf),
+    "epsilon": (0, math.inf),
+    "epsilon_high": (0, math.inf),
+    "delta": (_TINY, math.inf),
+    "top_entropy_quantile": (0, 1),
+}
+"""Trainer fields whose value a recipe most often gets wrong, and their bounds, both included; the libraries fail on
+them late and without their name, or not at all. Steps of warm-up, saves and log lines may be fractions of the training.
+"""
+_OPTIONAL = (
+    "max_grad_norm", "min_p", "epsilon_high", "delta", "steps_per_generation", "generation_batch_size",
+    "num_generations_eval",
 )  # fmt: skip
-_NUMBERS = (
-    *_COUNTS, "learning_rate", "num_train_epochs", "warmup_steps", "save_steps", "logging_steps", "weight_decay",
-    "temperature", "beta", "epsilon",
-)  # fmt: skip
-"""Trainer fields whose value a recipe most often gets wrong; the libraries fail on them late and without their name.
-Steps of warm-up, saves and log lines may be fractions of the training."""
+"""Numbers that may be null, as they are where a recipe says nothing."""
 _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none", True, False),
     # Not "best": no stage evaluates, so nothing would be saved. Not "epoch": a generation may end within the next one.
     "save_strategy": ("steps", "no"),
+    # The guards look at log lines, and the first of them is what they compare with.
+    "logging_strategy": ("steps",),
+    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
 }
 """What TRL knows of GRPO's variants, which it looks at after the first generation only, and when a stage may save."""
+_SFT_CHOICES = {**_CHOICES, "loss_type": ("nll", "dft", "chunked_nll")}
 _ONE_SAMPLE = ("num_beams", "num_return_sequences")
+_SET_ELSEWHERE = {
+    "max_new_tokens": "the stage's max_new_tokens",
+    "max_length": "the stage's max_new_tokens",
+    "do_sample": "VALOR: without samples all completions of a group are alike",
+    **{name: f"trainer.{name}" for name in ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")},
+    "cache_implementation": "trainer.cache_implementation",
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id", "suppress_tokens"), "the model"),
+}
+"""Names in `generation_kwargs` that would replace what is set elsewhere, such as the temperature that the loss divides
+by, and where."""
 
 
 def check(recipe: Recipe, source: str) -> None:
@@ -133,6 +186,7 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
     fields = json.loads((resources.files("valor.recipe") / "trainer_fields.json").read_text(encoding="utf-8"))[
         class_name
     ]
+    lists = _SFT_CHOICES if class_name == "SFTConfig" else _CHOICES
     for field, value in trainer.items():
         if field in _OWNED_BY_VALOR:
             owner = _OWNED_BY_VALOR[field]
@@ -142,15 +196,18 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
                 raise UserError(f"{source}: {section}.trainer.{field}: {reason}; remove it")
         if field in _REFUSED:
             raise UserError(f"{source}: {section}.trainer.{field}: {_REFUSED[field]}; remove it")
+        numeric = field in _NUMBERS and not (value is None and field in _OPTIONAL)
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"{source}: {section}.trainer.{field}: is {value}, expected a finite number")
-        if field in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float)):
+        if numeric and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise UserError(f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected a number")
-        if field in _COUNTS and not isinstance(value, int):
+        if numeric and field in _COUNTS and not isinstance(value, int):
             raise UserError(f"{source}: {section}.trainer.{field}: is {value!r}, expected a whole number (no point)")
-        if field in _CHOICES and value not in _CHOICES[field]:
-            choices = ", ".join(str(choice) for choice in _CHOICES[field])
-            hint = " (in quotes: YAML reads no as false)" if value is False and "no" in _CHOICES[field] else ""
+        if numeric and not _within(field, value):
+            raise UserError(f"{source}: {section}.trainer.{field}: is {value!r}, expected {_bounds(field)}")
+        if field in lists and value not in lists[field]:
+            choices = ", ".join(str(choice) for choice in lists[field])
+            hint = " (in quotes: YAML reads no as false)" if value is False and "no" in lists[field] else ""
             raise UserError(
                 f"{source}: {section}.trainer.{field}: is {shown(repr(value))}, expected one of {choices}{hint}"
             )
@@ -161,6 +218,19 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
             close = difflib.get_close_matches(field, fields, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"{source}: {section}.trainer.{field}: {class_name} has no such field{hint}")
+
+
+def _within(field: str, value: float) -> bool:
+    low, high = _NUMBERS[field]
+    return low <= value <= high or (field == "max_steps" and value == -1)
+
+
+def _bounds(field: str) -> str:
+    """Say in words which numbers a field takes."""
+    low, high = _NUMBERS[field]
+    least = "above 0" if low == _TINY else f"at least {low:g}"
+    most = "" if high == math.inf else " and below 1" if high == _BELOW_1 else f" and at most {high:g}"
+    return f"a number that is {least}{most}" + (", or -1 for whole epochs" if field == "max_steps" else "")
 
 
 def _reason_against(section: str, field: str, value: Any) -> str:
@@ -179,6 +249,9 @@ def _reason_against(section: str, field: str, value: Any) -> str:
         for name in _ONE_SAMPLE:
             if value.get(name) not in (None, 1):
                 return f"{name} is {shown(repr(value[name]))}, and GRPO learns from one sample of its policy per row"
+        for name in value:
+            if name in _SET_ELSEWHERE:
+                return f"{name} is set by {_SET_ELSEWHERE[name]}"
     return ""
 
 

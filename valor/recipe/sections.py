@@ -26,6 +26,12 @@ def _rising(bounds: tuple[float, float]) -> tuple[float, float]:
     return bounds
 
 
+def _some_weight(rewards: tuple["TextReward", ...]) -> tuple["TextReward", ...]:
+    if not any(reward.weight for reward in rewards):
+        raise ValueError("every weight is 0, so there is nothing to learn; give one a weight")
+    return rewards
+
+
 Share = Annotated[tuple[Fraction, Fraction], pydantic.AfterValidator(_rising)]
 SplitFractions = Annotated[tuple[Fraction, Fraction, Fraction], pydantic.AfterValidator(_sum_to_one)]
 
@@ -194,7 +200,7 @@ class TextReward(Section):
     """One stage-1 reward by its name in `valor.rewards.text` and its weight."""
 
     name: Literal["clinical_agreement_reward", "gleu_reward", "length_reward", "repetition_reward"]
-    weight: float = 1.0
+    weight: float = pydantic.Field(1.0, ge=-1e6, le=1e6)
     options: dict[str, float] = {}
 
 
@@ -230,7 +236,7 @@ class GrpoTextSettings(TrainStage):
     """None trains every weight of the language model."""
     guards: Guards | None = Guards()
 
-    rewards: Annotated[tuple[TextReward, ...], pydantic.Field(min_length=1)] = (
+    rewards: Annotated[tuple[TextReward, ...], pydantic.Field(min_length=1), pydantic.AfterValidator(_some_weight)] = (
         TextReward(name="clinical_agreement_reward", weight=1.0),
         TextReward(name="gleu_reward", weight=0.3),
         TextReward(name="length_reward", weight=0.2),

@@ -239,6 +239,30 @@ def test_a_full_disk_is_a_resource_error(folder, tmp_path):
     assert "no space left" in done.stderr
 
 
+@pytest.mark.skipif(not Path("/dev/full").is_char_device(), reason="no device that is always full")
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_torch_that_finds_the_disk_full_is_a_resource_error(size):
+    import torch
+
+    with (
+        pytest.raises(ResourceError, match="/scratch: no space left on the device"),
+        artifacts.full_disk_is_a_resource_error(Path("/scratch")),
+    ):
+        torch.save({"moments": torch.ones(size)}, "/dev/full")
+
+
+@pytest.mark.parametrize("number", [28, 122])
+def test_safetensors_that_finds_the_disk_or_the_quota_full_is_a_resource_error(number):
+    from safetensors import SafetensorError
+
+    full = SafetensorError(f"Error while serializing: I/O error: no room (os error {number})")
+    with pytest.raises(ResourceError), artifacts.full_disk_is_a_resource_error(Path("/scratch")):
+        raise full
+    for other in (SafetensorError("header too large"), RuntimeError("PytorchStreamReader failed: no such file")):
+        with pytest.raises(type(other)), artifacts.full_disk_is_a_resource_error(Path("/scratch")):
+            raise other
+
+
 def test_a_stage_on_a_full_disk_ends_with_its_exit_code_though_nothing_can_be_recorded(tmp_path):
     mount = tmp_path / "tiny"
     mount.mkdir()

@@ -15,11 +15,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from valor.errors import IntegrityError, ResourceError, UserError
+from valor.errors import IntegrityError, ResourceError, UserError, ValorError
 
 STAMP = "artifact.json"
 CHECKPOINT_INFO = "valor.json"
 MANIFEST = "_manifest.json"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_ZIP_WRITER = ("PytorchStreamWriter failed", "unexpected pos ", "iostream error")
 _NOT_CONTENT = {STAMP, CHECKPOINT_INFO, MANIFEST}
 
 
@@ -106,11 +108,23 @@ def full_disk_is_a_resource_error(path: Path) -> Iterator[None]:
     """Turn "no space left" and "quota exceeded" while writing `path` into a ResourceError."""
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            where = error.filename or path
-            raise ResourceError(f"{where}: no space left on the device; free space there or move VALOR_HOME") from error
-        raise
+    except Exception as error:
+        if not _is_full_disk(error):
+            raise
+        where = getattr(error, "filename", None) or path
+        raise ResourceError(f"{where}: no space left on the device; free space there or move VALOR_HOME") from error
+
+
+def _is_full_disk(error: Exception) -> bool:
+    """Tell a full disk, which safetensors and torch's zip writer report with errors of their own."""
+    if isinstance(error, ValorError):
+        return False
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    if type(error).__name__ == "SafetensorError":
+        return any(f"(os error {number})" in str(error) for number in _FULL)
+    # torch says where it failed and not why; short of a broken disk there is no other reason to write less than given.
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _ZIP_WRITER)
 
 
 @contextlib.contextmanager

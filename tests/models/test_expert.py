@@ -133,3 +133,17 @@ def test_altered_weights_are_refused(clip, tmp_path):
     with pytest.raises(IntegrityError, match=r"model\.safetensors"):
         Expert.load(tmp_path)
     assert Expert.load(tmp_path, verify=False)
+
+
+@pytest.mark.parametrize("part", ["visual_projection", "text_projection"])
+def test_an_expert_whose_embeddings_are_no_numbers_is_refused(clip, expert, part):
+    """A reward of them would teach nothing, and the stage would end as if it had."""
+    import copy
+
+    assert expert.embed_images(_images(1)).isfinite().all()
+    model, *rest = clip
+    model = copy.deepcopy(model)
+    getattr(model, part).weight.data[0, 0] = float("nan")
+    broken = Expert(model, *rest, gate={})
+    with pytest.raises(IntegrityError, match="embeddings hold a NaN or an infinity"):
+        broken.paper_similarity(broken.embed_images(_images(1)), ["No edema."])

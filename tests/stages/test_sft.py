@@ -14,8 +14,8 @@ from tiny_llava import PROMPT, world
 
 from valor import artifacts
 from valor.context import Context
-from valor.errors import GuardStop, ServiceError, UserError
-from valor.models.loading import load_policy, prompt_of
+from valor.errors import GuardStop, IntegrityError, ServiceError, UserError
+from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import SftSettings
 from valor.stages.sft import sft
 
@@ -158,9 +158,39 @@ def test_a_failure_behind_the_training_costs_no_second_training(tmp_path, monkey
     assert attempt("third") == 0
 
 
+def test_a_training_without_a_whole_batch_is_no_training(tmp_path):
+    """Running it again would end there again."""
+    with pytest.raises(UserError, match=r"^sft: trained for 0 of 6 steps: .*remove trainer\.dataloader_drop_last"):
+        run(tmp_path / "checkpoint", settings(per_device_train_batch_size=64, dataloader_drop_last=True))
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_parent_with_a_weight_that_is_no_number_is_refused(tmp_path):
+    from valor.training.course import open_policy
+
+    chosen = {"dataset": world().dataset, "output_dir": tmp_path, "projector_only": False}
+    assert open_policy(settings(), parent=world().base, **chosen)
+    model, processor = load_policy(world().base)
+    next(model.model.vision_tower.parameters()).data[:] = float("inf")
+    save_policy(model, processor, tmp_path / "broken", stage="sft", parents={}, prompt=PROMPT)
+    with pytest.raises(IntegrityError, match=r"/broken: model\.vision_tower\..* holds a NaN or an infinity"):
+        open_policy(settings(), parent=tmp_path / "broken", **chosen)
+
+
+@pytest.mark.parametrize("key", ["loss", "grad_norm", "reward"])
+def test_a_number_of_the_log_that_is_none_stops_the_stage(key):
+    from types import SimpleNamespace
+
+    from valor.training.callbacks import StopOnNan
+
+    StopOnNan().on_log(None, SimpleNamespace(global_step=2), None, logs={key: 1e30, "kl": float("nan")})
+    with pytest.raises(GuardStop, match=rf"step 2: {key} is inf"):
+        StopOnNan().on_log(None, SimpleNamespace(global_step=2), None, logs={key: float("inf")})
+
+
 def test_contradicting_settings_are_one_line(tmp_path):
     with pytest.raises(UserError, match=r"^trainer: ") as caught:
-        run(tmp_path / "checkpoint", settings(eval_strategy="steps"))
+        run(tmp_path / "checkpoint", settings(lr_scheduler_type="none such"))
     assert "\n" not in str(caught.value)
 
 

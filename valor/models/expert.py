@@ -178,4 +178,13 @@ class Expert:
 
 
 def _unit(rows: "torch.Tensor") -> "torch.Tensor":
+    """Scale rows to norm 1.
+
+    Raises:
+        IntegrityError: an embedding is no number; as a reward it would teach nothing, and nobody would see it.
+    """
+    if not rows.isfinite().all():
+        raise IntegrityError(
+            "the expert's embeddings hold a NaN or an infinity: its weights are damaged; fetch or train it again"
+        )
     return rows / rows.norm(dim=-1, keepdim=True).clamp_min(1e-12)

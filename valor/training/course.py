@@ -18,7 +18,7 @@ from typing import Any
 from valor import artifacts
 from valor.context import Context, home
 from valor.data.manifest import Study
-from valor.errors import Interrupted, ResourceError, UserError
+from valor.errors import IntegrityError, Interrupted, ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import Guards, Lora, TrainStage
 from valor.training import launch
@@ -81,7 +81,7 @@ def train(
 
     Raises:
         UserError: impossible settings, or another process works on this very stage.
-        IntegrityError: a merged adapter changed what the model says.
+        IntegrityError: a weight of the parent is no number, or a merged adapter changed what the model says.
         GuardStop: the loss or a trained parameter became NaN, or the policy collapsed.
         ResourceError: out of memory or disk.
         ServiceError: another process has taken the work over.
@@ -107,6 +107,7 @@ def train(
         _held(work_root, identity=identity, pipeline_run=context.pipeline_run) as (work, told_to_end),
         _deterministic(settings.seed),
         _out_of_memory_is_a_resource_error(stage),
+        artifacts.full_disk_is_a_resource_error(work.scratch),
         warnings.catch_warnings(),
     ):
         # transformers and TRL warn about each other's old names at every step.
@@ -157,8 +158,10 @@ def open_policy(
 
     Raises:
         UserError: the model has no projector that VALOR knows.
+        IntegrityError: a weight is no number.
     """
     model, processor = load_policy(parent)
+    _require_finite_parent(model, parent)
     choose_trained(model, projector_only=projector_only)
     speedups: list[Any] = [TowerMemo.attach(model)]
     if settings.strategy == "ddp":
@@ -169,6 +172,15 @@ def open_policy(
         log.info("strategy %s: generation computes a prompt once per completion", settings.strategy)
     studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
     return Policy(model, processor, prompt_of(parent), studies, output_dir), [part for part in speedups if part]
+
+
+def _require_finite_parent(model: Any, parent: Path) -> None:
+    """Raise IntegrityError where a weight is no number: sampling fails on it without a name, training goes nowhere."""
+    import torch
+
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise IntegrityError(f"{parent}: {name} holds a NaN or an infinity; train or fetch the checkpoint again")
 
 
 @contextlib.contextmanager
@@ -281,7 +293,17 @@ def _restore_finished(trainer: Any, resume: Path) -> bool:
 
 
 def _require_last_step(stage: str, state: Any) -> None:
-    """Raise Interrupted where the trainer returned before its last step: half a training is no artifact."""
+    """Raise where the trainer returned before its last step: half a training is no artifact, nor is none.
+
+    Raises:
+        UserError: it took no step, and would take none if it ran again.
+        Interrupted: it stopped on the way.
+    """
+    if state.global_step == 0:
+        raise UserError(
+            f"{stage}: trained for 0 of {state.max_steps} steps: the data fill no batch; use more studies, lower "
+            "trainer.per_device_train_batch_size, or remove trainer.dataloader_drop_last"
+        )
     if state.global_step < state.max_steps:
         raise Interrupted(
             f"{stage}: the trainer stopped at step {state.global_step} of {state.max_steps} without a word; run again "

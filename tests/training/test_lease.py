@@ -1,6 +1,7 @@
 """The lease: one live holder, dead ones taken over."""
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -59,8 +60,32 @@ def other_process():
 
 
 def holder_of(process) -> dict:
-    start = psutil.Process(process.pid).create_time()
-    return {**this_process(), "pid": process.pid, "start": round(start, 2), "renewed": time.time()}
+    return {**this_process(), "pid": process.pid, "start": lease._start(process.pid), "renewed": time.time()}
+
+
+@pytest.mark.parametrize("step_s", [-3600.0, 3600.0])
+def test_a_step_of_the_clock_does_not_make_a_live_holder_look_dead(other_process, monkeypatch, step_s):
+    """psutil adds the time of boot, which the kernel moves with the clock."""
+    holder = holder_of(other_process)
+    created = psutil.Process.create_time
+    monkeypatch.setattr(psutil.Process, "create_time", lambda process: created(process) + step_s)
+    assert alive(holder, now=time.time() + step_s)
+    other_process.kill()
+    other_process.wait()
+    assert not alive(holder, now=time.time() + step_s)
+
+
+def test_a_process_whose_name_holds_brackets_and_spaces_has_its_start(tmp_path):
+    program = tmp_path / "a ) b (c) 1"
+    program.symlink_to("/bin/sleep")
+    process = subprocess.Popen([program, "60"])
+    try:
+        assert 0 <= lease._start(process.pid) - lease._start(os.getpid()) < 100 * 3600 * 24
+    finally:
+        process.kill()
+        process.wait()
+    assert lease._start(process.pid) is None
+    assert lease._start("abc") is None
 
 
 def test_held_while_the_block_runs_and_gone_after():

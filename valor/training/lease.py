@@ -33,10 +33,21 @@ PATIENCE_S = 2 * EXPIRES_S
 
 def this_process() -> dict[str, Any]:
     """Return who this process is: where its id is known, the id, and the start time, which tells a reused id apart."""
-    import psutil
+    return {**_here(), "pid": os.getpid(), "start": _start(os.getpid())}
 
-    process = psutil.Process()
-    return {**_here(), "pid": process.pid, "start": round(process.create_time(), 2)}
+
+def _start(pid: Any) -> int | None:
+    """Return when a process started, in the kernel's ticks since boot; None where it is dead or a zombie.
+
+    Not as a time of day, psutil's `create_time`: a step of the clock would move it, and a live holder look dead.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    # proc(5): after the name, which may hold spaces and brackets, the state is field 3 and the start field 22.
+    fields = stat.rpartition(")")[2].split()
+    return None if fields[0] in "ZX" else int(fields[19])
 
 
 def _here() -> dict[str, Any]:
@@ -57,15 +68,10 @@ def _is_here(holder: dict[str, Any]) -> bool:
 
 def alive(holder: dict[str, Any], *, now: float) -> bool:
     """Say whether a lease's holder still works: certain on its own host, by the clock on another."""
-    import psutil
-
     if not _is_here(holder):
         return now < float(holder.get("renewed", 0)) + EXPIRES_S
-    try:
-        process = psutil.Process(int(holder["pid"]))
-        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - float(holder["start"])) < 1
-    except (KeyError, psutil.NoSuchProcess):
-        return False
+    start = _start(holder.get("pid"))
+    return start is not None and start == holder.get("start")
 
 
 class Lease:

@@ -1,12 +1,14 @@
 """What `valor.stages.run` does around every stage."""
 
+import contextlib
 import json
+from pathlib import Path
 
 import pytest
 
 from valor import artifacts, stages
 from valor.context import Context
-from valor.errors import IntegrityError
+from valor.errors import IntegrityError, UserError
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +44,31 @@ def test_an_input_that_was_altered_behind_its_stamp_stops_the_stage_and_names_th
     table.write_text(table.read_text().replace('"low": 0.0', '"low": 9.0'))  # of the same size
     with pytest.raises(IntegrityError, match=r"metrics\.json: missing or altered since evaluate wrote it"):
         judge(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "words"),
+    [
+        ({"dataset": "base", "base": "dataset"}, "sft: dataset is given 'base', which maker made"),
+        ({"dataset": "dataset", "base": "expert"}, "sft: base is given 'expert', .* expected an image-text-to-text"),
+        ({"dataset": "dataset", "base": "checkpoint"}, ""),
+        ({"dataset": "dataset", "base": "something-new"}, ""),
+    ],
+)
+def test_swapped_inputs_are_named_before_the_stage_runs(tmp_path, monkeypatch, kinds, words):
+    ran = []
+
+    def sft(settings, *, dataset: Path, base: Path, checkpoint: Path, context: Context):
+        ran.append(base)
+        checkpoint.mkdir()
+        return stages.StageResult()
+
+    monkeypatch.setattr(stages, "function_of", lambda _stage: sft)
+    for name, kind in kinds.items():
+        (tmp_path / name).mkdir()
+        artifacts.stamp(tmp_path / name, kind=kind, stage="maker")
+    given = {name: tmp_path / name for name in kinds}
+    refused = pytest.raises(UserError, match=words) if words else contextlib.nullcontext()
+    with refused:
+        stages.run("sft", settings_json="{}", context=Context(), inputs=given, outputs={"checkpoint": tmp_path / "c"})
+    assert bool(ran) is not bool(words)

@@ -25,6 +25,12 @@ VERBOSE_ERRORS = "VALOR_VERBOSE_ERRORS"
 """Environment variable: 1 where an unexpected error's message may be shown, since no patient's text is in the data."""
 _WITHHELD = f"(message withheld, it may quote a report; {VERBOSE_ERRORS}=1 shows it)"
 Inputs = Mapping[str, "Path | list[Path]"]
+_FAMILIES = {
+    **dict.fromkeys(("base", "parent", "checkpoint"), "an image-text-to-text checkpoint"),
+    **dict.fromkeys(("expert", "judge"), "a dual encoder"),
+    **{name: f"the artifact {name}" for name in ("dataset", "evidence", "predictions", "evaluation", "verdict")},
+}
+"""What an input of that name takes, and what an artifact of that kind is."""
 
 
 def _nothing() -> None: ...
@@ -87,6 +93,7 @@ def run(
             # The first node records and stamps what all of them make.
             return function(settings, **inputs, **outputs, **values, context=context)
         given = stamps_of(inputs, verify=True)
+        _check_kinds(stage, given)
         parents = {name: stamp["digest"] for name, stamp in given.items()}
         with stage_run(stage, settings=settings, context=context, inputs=given, values=values) as tracked:
             result: StageResult = function(settings, **inputs, **outputs, **values, context=context)
@@ -166,6 +173,17 @@ def _check_outputs(stage: str, inputs: Inputs, outputs: Mapping[str, Path]) -> N
         except OSError as error:
             reason = f"{error.filename}: {error.strerror}" if error.filename else str(error)
             raise UserError(f"{stage}: {name}={path}: cannot be made ({reason}); choose another place") from None
+
+
+def _check_kinds(stage: str, given: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise UserError where an input is another kind of artifact, as when two of them were swapped."""
+    for place, stamp in given.items():
+        wanted, found = _FAMILIES.get(place.partition(".")[0]), _FAMILIES.get(stamp.get("kind", ""))
+        if wanted and found and wanted != found:
+            raise UserError(
+                f"{stage}: {place} is given {stamp['kind']!r}, which {stamp['stage']} made, expected {wanted}; "
+                "look whether two inputs are swapped"
+            )
 
 
 def stamps_of(inputs: Inputs, *, verify: bool = False) -> dict[str, dict[str, Any]]:

@@ -91,16 +91,22 @@ def write_json(path: Path, value: Any) -> None:
         partial.replace(path)
 
 
-def read_json(path: Path) -> Any:
-    """Read a JSON file; a missing or broken one is an IntegrityError that names it."""
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON file that holds an object; a missing or broken one is an IntegrityError that names it."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise IntegrityError(
             f"{path}: missing; the artifact is incomplete, run the stage that makes it again"
         ) from None
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
+        # Cut, no UTF-8, or nested without end.
         raise IntegrityError(f"{path}: not JSON ({error}); run the stage that makes it again") from None
+    if not isinstance(value, dict):
+        raise IntegrityError(
+            f"{path}: holds a JSON {type(value).__name__}, expected an object; run the stage that makes it again"
+        )
+    return value
 
 
 @contextlib.contextmanager
@@ -161,7 +167,13 @@ def read_stamp(path: Path) -> dict[str, Any]:
     """Return the `artifact.json` of a directory; raise UserError where the directory itself is missing."""
     if not path.is_dir():
         raise UserError(f"{path}: no such artifact directory")
-    return read_json(path / STAMP)
+    value = read_json(path / STAMP)
+    for key in ("kind", "stage", "digest"):
+        if not isinstance(value.get(key), str):
+            raise IntegrityError(
+                f"{path / STAMP}: {key} is {value.get(key)!r}, expected a text; run the stage that makes it again"
+            )
+    return value
 
 
 def has_its_files(path: Path, stamp: Mapping[str, Any]) -> bool:

@@ -66,7 +66,7 @@ def execute(job: Job, root: Path, *, code: str) -> None:
 def _count_try(folder: Path) -> int:
     """Return the number of this try; what an earlier one spent is known to nobody."""
     path = folder / "tries.json"
-    number = 1 + (artifacts.read_json(path) if path.is_file() else 0)
+    number = 1 + (int(path.read_text(encoding="ascii")) if path.is_file() else 0)
     artifacts.write_json(path, number)
     return number
 

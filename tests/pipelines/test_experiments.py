@@ -525,7 +525,7 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     with pytest.raises(UserError):
         run.run([broken, needs, data], root=tmp_path, cores=1, say=lines.append)
     assert lines[0].startswith("3 jobs, 1 of them done")
-    assert artifacts.read_json(broken.folder(tmp_path) / "tries.json") == 2
+    assert int((broken.folder(tmp_path) / "tries.json").read_text()) == 2
     assert lines[-1] == "probe: not run, it needs what failed"
     assert "nowhere" in run.verdict_on(needs, tmp_path)
     unknown = Job("unknown", "no such stage", {}, ("x",))

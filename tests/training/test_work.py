@@ -96,7 +96,10 @@ def test_an_uncommitted_checkpoint_does_not_count(tmp_path):
         assert not (work.scratch / "checkpoint-20").exists()
 
 
-@pytest.mark.parametrize("damage", ["alter", "cut", "remove", "manifest"])
+MANIFESTS = ('{"files"', "[]", "{}", '{"files": {}}', '{"files": []}', "\udcff")
+
+
+@pytest.mark.parametrize("damage", ["alter", "cut", "remove", *MANIFESTS])
 def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
     newest = leave(tmp_path, 10, 20) / "checkpoint-20"
     file = newest / "model.safetensors"
@@ -107,7 +110,7 @@ def test_a_damaged_newest_falls_back_to_the_one_before(tmp_path, damage):
     elif damage == "remove":
         file.unlink()
     else:
-        (newest / MANIFEST).write_text('{"files"')
+        (newest / MANIFEST).write_text(damage, errors="surrogateescape")
     with opened(tmp_path) as work:
         assert work.latest().name == "checkpoint-10"
 
@@ -158,6 +161,17 @@ def test_what_a_guard_stopped_is_not_tried_again_by_any_run(tmp_path):
     assert [path.name for path in work.scratch.glob("checkpoint-*")] == ["checkpoint-10"]
     with opened(tmp_path, identity={**IDENTITY, "settings": {"learning_rate": 1}}) as other:
         assert other.latest() is None
+
+
+@pytest.mark.parametrize("text", ['{"pipeline', "{}", "[]", "null", "\udcff", '{"pipeline_run": "", "exit_code": []}'])
+def test_a_marker_that_says_no_verdict_counts_as_none(tmp_path, text):
+    with pytest.raises(GuardStop), opened(tmp_path) as work:
+        write(work, 10)
+        work.commit(10)
+        raise GuardStop("nan")
+    (work.scratch / "failed" / "failed.json").write_text(text, errors="surrogateescape")
+    with opened(tmp_path) as work:
+        assert work.latest().name == "checkpoint-10"
 
 
 def test_a_guard_that_finds_no_good_checkpoint_points_to_the_parent(tmp_path):

@@ -118,7 +118,7 @@ class Work:
         uri = f"{self.place}/checkpoint-{step}/{MANIFEST}"
         try:
             return bool(json.loads(storage.read_bytes(uri))["good"]) if storage.exists(uri) else False
-        except (json.JSONDecodeError, KeyError):
+        except (ValueError, KeyError, TypeError):
             return False
 
     def _keep(self, *kept: int | None) -> None:
@@ -219,10 +219,9 @@ def repeat_verdict(place: str, pipeline_run: str, *, holds: bool = False) -> Non
         ValorError: the failure.
     """
     files = _Files(place)
-    text = files.read(MARKER)
-    if not text:
+    marker = _parse_marker(files.read(MARKER))
+    if marker is None:
         return
-    marker = json.loads(text)
     if pipeline_run and marker["pipeline_run"] == pipeline_run:
         raise BY_EXIT_CODE[marker["exit_code"]](f"{marker['error']} (failed for good in this run; not tried again)")
     if marker["exit_code"] == GuardStop.exit_code:
@@ -232,6 +231,15 @@ def repeat_verdict(place: str, pipeline_run: str, *, holds: bool = False) -> Non
         )
     if holds:
         files.delete(MARKER)
+
+
+def _parse_marker(text: str) -> dict[str, Any] | None:
+    """Return a marker, None where there is none; one that says no verdict, such as a cut one, counts as none."""
+    try:
+        marker = json.loads(text)
+        return marker if {"pipeline_run", "error"} <= marker.keys() and marker["exit_code"] in BY_EXIT_CODE else None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def _leave_marker(files: "_Files", error: ValorError, pipeline_run: str) -> None:
@@ -256,9 +264,11 @@ def verify_manifest(path: Path) -> None:
     """Compare a checkpoint with its manifest.
 
     Raises:
-        IntegrityError: the manifest is missing or cut, or a file is missing or altered.
+        IntegrityError: the manifest is missing, cut or lists nothing, or a file is missing or altered.
     """
-    expected = artifacts.read_json(path / MANIFEST)["files"]
+    expected = artifacts.read_json(path / MANIFEST).get("files")
+    if not isinstance(expected, dict) or not expected:
+        raise IntegrityError(f"{path / MANIFEST}: lists no files, so it is no complete checkpoint; delete {path}")
     for name, digest in expected.items():
         if not (path / name).is_file() or artifacts.digest_file(path / name) != digest:
             raise IntegrityError(f"{path / name}: missing or altered since it was written")
@@ -279,9 +289,12 @@ class _Files:
         self.place, self.remote = place, storage.is_remote(place)
 
     def read(self, name: str) -> str:
-        """Return a file's text, "" where there is none; asking first would not do, its holder may let go in between."""
+        """Return a file's text, "" where there is none; asking first would not do, its holder may let go in between.
+
+        What is no UTF-8 comes back as no JSON either.
+        """
         try:
-            return storage.read_bytes(self._uri(name)).decode()
+            return storage.read_bytes(self._uri(name)).decode(errors="replace")
         except UserError:
             return ""
 

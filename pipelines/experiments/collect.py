@@ -10,6 +10,7 @@ from pipelines.experiments.arms import ARMS, Seed
 from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
 from valor import artifacts
+from valor.errors import UserError
 
 CURVES = ("sft", "continued")
 """Checkpoints whose operating curves are drawn."""
@@ -35,7 +36,7 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         reports = {name: job for name, job in reports.items() if job.is_done(root)}
         if not reports and not stopped:
             continue
-        for path in (*folder.glob(f"*-{number}.npz"), *folder.glob(f"curve-*-{number}_*.npz")):
+        for path in _tables(folder, number):
             path.unlink()
         facts: dict[str, Any] = {"seed": number, "stopped": stopped, "scored_by": code_digest()}
         facts["arms"] = {name: _cost(job, seed, root) for name, job in reports.items()}
@@ -60,7 +61,35 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
             gate = artifacts.read_json(seed.models().output("expert").path(root) / "expert_gate.json")
             facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
         facts["jobs"] = _records([*reports.values(), *curves.values(), *measured], root)
+        facts["tables"] = digests(folder, number)
         artifacts.write_json(folder / f"facts-{number}.json", facts)
+
+
+def facts_paths(folder: Path) -> dict[int, Path]:
+    """Return the facts files of a folder by seed.
+
+    Raises:
+        UserError: a file is called like one and names no seed.
+    """
+    found = {}
+    for path in sorted(folder.glob("facts-*.json")):
+        number = path.stem.removeprefix("facts-")
+        # `isdecimal` alone would take the digits of any script, and two spellings of one seed.
+        if not number.isdecimal() or number != str(int(number)):
+            raise UserError(f"{path}: is called {number!r}, expected facts-SEED.json; delete or rename it")
+        found[int(number)] = path
+    return found
+
+
+def digests(folder: Path, number: int) -> dict[str, str]:
+    """Return the sha256 of each of a seed's tables by file name: what its facts are told of and nothing else."""
+    return {path.name: artifacts.digest_file(path) for path in _tables(folder, number)}
+
+
+def _tables(folder: Path, number: int) -> list[Path]:
+    # A curve's point may end as a seed's tables do: curve-sft-5_-1.npz is none of seed 1.
+    arms = [path for path in folder.glob(f"*-{number}.npz") if not path.name.startswith("curve-")]
+    return sorted([*arms, *folder.glob(f"curve-*-{number}_*.npz")])
 
 
 def _cost(reports: Job, seed: Seed, root: Path) -> dict[str, Any]:

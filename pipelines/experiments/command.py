@@ -91,8 +91,9 @@ def _root() -> Path:
 
 def _keep_apart(folder: Path, seeds: Sequence[int]) -> None:
     """Refuse a folder where test seeds would stand beside seeds that choices were made on, or be opened unseen."""
-    there = {int(path.stem.removeprefix("facts-")) for path in folder.glob("facts-*.json")}
-    every = there | set(seeds)
+    from pipelines.experiments.collect import facts_paths
+
+    every = set(facts_paths(folder)) | set(seeds)
     if every & set(TEST_SEEDS) and not every <= set(TEST_SEEDS):
         others = ", ".join(str(seed) for seed in sorted(every - set(TEST_SEEDS)))
         raise UserError(

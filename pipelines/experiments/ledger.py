@@ -4,6 +4,7 @@ Results can be deleted and made again, and rates and rewards changed in between;
 """
 
 import json
+import os
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,9 +13,11 @@ from typing import Any
 from pipelines.experiments.arms import ARMS, Seed
 from pipelines.experiments.execute import code_digest
 from valor import artifacts
+from valor.errors import UserError, shown
 from valor.tracking.runs import code_identity
 
 _NAME = "opened.jsonl"
+_KEYS = ("seed", "date", "code", "plan", "commit")
 
 
 def append(folder: Path, seeds: Sequence[int]) -> None:
@@ -27,6 +30,9 @@ def append(folder: Path, seeds: Sequence[int]) -> None:
             row = {"seed": seed, "date": datetime.now(UTC).date().isoformat(), "code": code, "plan": plan(seed)}
             if (seed, code, row["plan"]) not in opened:
                 file.write(json.dumps({**row, "commit": commit}) + "\n")
+        # Nothing may be opened before its line is there to stay.
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def plan(seed: int) -> str:
@@ -35,6 +41,24 @@ def plan(seed: int) -> str:
 
 
 def read(folder: Path) -> list[dict[str, Any]]:
-    """Return the lines: seed, date, code, plan and commit of each time."""
+    """Return the lines: seed, date, code, plan and commit of each time.
+
+    Raises:
+        UserError: a line is cut or lacks one of these.
+    """
     path = folder / _NAME
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    return [_row(line, where=f"{path}:{number}") for number, line in enumerate(lines, start=1)]
+
+
+def _row(line: bytes, *, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        row = None
+    if not isinstance(row, dict) or any(key not in row for key in _KEYS):
+        raise UserError(
+            f"{where}: {shown(repr(line))} is no JSON object of {', '.join(_KEYS)}; restore the line from version "
+            "control, or delete it if it is the last one and cut: nothing is run before its line is whole"
+        )
+    return row

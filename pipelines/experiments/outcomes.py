@@ -2,6 +2,8 @@
 
 import dataclasses
 import functools
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,9 @@ import numpy as np
 from pipelines.experiments import analysis, results
 from pipelines.experiments.analysis import Difference, Table
 from pipelines.experiments.arms import ARMS
-from pipelines.experiments.collect import CURVES
+from pipelines.experiments.collect import CURVES, facts_paths
 from valor import artifacts
-from valor.errors import UserError
+from valor.errors import IntegrityError, UserError, shown
 from valor.evaluation.measures import Measure
 
 BASELINE, FINAL = "continued", "valor"
@@ -86,9 +88,11 @@ def load(folder: Path) -> Outcomes:
 
     Raises:
         UserError: there are no results, they were made by more than one version of the code, or a table by none.
+        IntegrityError: facts or a table are not what was collected.
     """
-    facts = [artifacts.read_json(path) for path in sorted(folder.glob("facts-*.json"))]
+    facts = [_facts(path, seed) for seed, path in facts_paths(folder).items()]
     _require_one_code(folder, facts)
+    _require_tables(folder, facts)
     tables = {name: table for name in ARMS if (table := _tables(folder, name))}
     if not tables:
         raise UserError(f"{folder}: holds no results; run valor experiments first")
@@ -105,11 +109,50 @@ def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
             f"{folder}: its results were made by {len(codes)} versions of the code, {found}, and cannot be compared; "
             "delete the jobs of the older one below VALOR_HOME/experiments/jobs (their job.json names it) and run again"
         )
-    known = {f"{name}-{one['seed']}.npz" for one in facts for name in one["arms"]}
-    known |= {f"curve-{name}-{one['seed']}" for one in facts for name in CURVES}
+
+
+def _require_tables(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
+    """Raise where tables are not those that were collected: each that facts name, as it was, and no other."""
+    known = {name: digest for one in facts for name, digest in one["tables"].items()}
     for path in sorted(folder.glob("*.npz")):
-        if path.name not in known and path.stem.split("_")[0] not in known:
+        if path.name not in known:
             raise UserError(f"{path}: no facts file says what made it; delete it, or run valor experiments again")
+    for name, digest in known.items():
+        path = folder / name
+        found = artifacts.digest_file(path) if path.is_file() else "missing"
+        if found != digest:
+            raise IntegrityError(
+                f"{path}: sha256 is {found}, its facts file says {digest}; restore it, or run valor experiments again"
+            )
+
+
+def _facts(path: Path, seed: int) -> dict[str, Any]:
+    """Return what was collected of a seed.
+
+    Raises:
+        IntegrityError: the file is cut, of another seed, or of an arm that this code does not have.
+    """
+    facts = artifacts.read_json(path)
+    again = f"restore it, or run valor experiments --seed {seed} again"
+    for key, kind in (("seed", int), ("scored_by", str), ("arms", dict), ("jobs", dict), ("tables", dict)):
+        if not isinstance(facts.get(key), kind):
+            raise IntegrityError(f"{path}: {key} is {shown(repr(facts.get(key)))}, expected {kind.__name__}; {again}")
+    if facts["seed"] != seed:
+        raise IntegrityError(f"{path}: holds the facts of seed {facts['seed']}; {again}")
+    if unknown := [name for name in (*facts["arms"], *facts.get("stopped", ())) if name not in ARMS]:
+        raise IntegrityError(f"{path}: names the arm {shown(unknown[0])}; there are {', '.join(ARMS)}; {again}")
+    return facts
+
+
+def _table(path: Path) -> Table:
+    """Return a collected table; one that cannot be read, or holds what is no number, is an IntegrityError."""
+    try:
+        table = results.load(path)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise IntegrityError(f"{path}: cannot be read ({error}); run valor experiments again") from None
+    if not np.isfinite(table.values).all():
+        raise IntegrityError(f"{path}: holds values that are not finite; run valor experiments again")
+    return table
 
 
 def _tables(folder: Path, name: str) -> dict[int, Table]:
@@ -117,7 +160,7 @@ def _tables(folder: Path, name: str) -> dict[int, Table]:
     for path in sorted(folder.glob(f"{name}-*.npz")):
         number = path.stem.removeprefix(f"{name}-")
         if number.isdigit():
-            found[int(number)] = results.load(path)
+            found[int(number)] = _table(path)
     return found
 
 
@@ -125,5 +168,5 @@ def _curves(folder: Path, name: str) -> dict[int, dict[str, Table]]:
     found: dict[int, dict[str, Table]] = {}
     for path in sorted(folder.glob(f"curve-{name}-*_*.npz")):
         number, bias = path.stem.removeprefix(f"curve-{name}-").split("_")
-        found.setdefault(int(number), {})[bias] = results.load(path)
+        found.setdefault(int(number), {})[bias] = _table(path)
     return found

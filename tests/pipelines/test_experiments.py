@@ -30,7 +30,7 @@ from pipelines.experiments.signal import summary
 from pipelines.experiments.truth import truth_reward
 from valor import artifacts
 from valor.data.manifest import read_studies
-from valor.errors import ResourceError, UserError
+from valor.errors import IntegrityError, ResourceError, UserError
 from valor.evaluation.predict import TABLE
 from valor.evaluation.scores import COLUMNS
 from valor.recipe import parse_section
@@ -182,7 +182,14 @@ def collected(tmp_path, monkeypatch):
         opened = {"seed": seed, "date": "2026-01-02", "code": "abc", "plan": "p", "commit": "c"}
         with (tmp_path / "opened.jsonl").open("a") as file:
             file.write(json.dumps(opened) + "\n")
+    seal(tmp_path)
     return tmp_path
+
+
+def seal(folder):
+    """Let the facts tell of the tables as they are now, as `collect` does."""
+    for seed, path in collect.facts_paths(folder).items():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"tables": collect.digests(folder, seed)}))
 
 
 @pytest.fixture
@@ -244,6 +251,7 @@ def test_what_was_asked_and_not_reached_is_told(collected, two_seeds_are_all):
         change_facts(collected, seed, lambda facts, ours=ours: facts["probe"].update(f1_macro=ours + 0.05))
         change_facts(collected, seed, lambda facts: facts["arms"]["valor"].update(processor_seconds=901))
         change_facts(collected, seed, lambda facts: facts["jobs"].update(more=facts["jobs"][f"sft-{facts['seed']}"]))
+    seal(collected)
     page = document.write(collected).read_text()
     asked = dict(re.findall(r"^\| ([^|]+) \| [^|]+ \| (yes|\*\*no\*\*) \|$", page, re.M))
     assert len(asked) == 14
@@ -254,6 +262,7 @@ def test_a_method_that_only_slides_along_the_curve_is_not_above_it(collected, tw
     for seed in (1, 5):
         best = results.load(collected / f"curve-sft-{seed}_1.npz")
         results.save(collected / f"valor-{seed}.npz", best)
+    seal(collected)
     page = document.write(collected).read_text()
     assert (
         "F1 above the operating curve of SFT: the interval of the difference is above zero | +0.0 at least | **no**"
@@ -305,6 +314,7 @@ def test_a_page_can_be_written_before_all_arms_are_there(collected, left_out):
             (collected / f"{name}-{seed}.npz").unlink()
             facts["arms"].pop(name)
         (collected / f"facts-{seed}.json").write_text(json.dumps(facts))
+    seal(collected)
     page = document.write(collected).read_text()
     assert "F1 rises" not in page
     assert "## All arms" in page
@@ -313,6 +323,7 @@ def test_a_page_can_be_written_before_all_arms_are_there(collected, left_out):
 def test_there_is_no_verdict_before_all_seeds_are_there(collected):
     assert "2 of 5 seeds have both: no verdict." in document.write(collected).read_text()
     (collected / "valor-5.npz").unlink()
+    seal(collected)
     page = document.write(collected).read_text()
     assert "1 of 5 seeds have both: no verdict." in page
     assert "nan" not in page
@@ -337,6 +348,15 @@ def test_the_ledger_has_a_line_for_each_time_that_other_settings_begin(tmp_path,
     assert first["plan"] != second["plan"]
 
 
+@pytest.mark.parametrize("line", [b'{"seed": 8, "da', b"[]", b'{"seed": 8}', b"\xff"])
+def test_a_line_of_the_ledger_that_is_none_is_named(tmp_path, line):
+    ledger.append(tmp_path, [7])
+    with (tmp_path / "opened.jsonl").open("ab") as file:
+        file.write(line)
+    with pytest.raises(UserError, match=r"opened\.jsonl:2: .* is no JSON object of seed, date, code, plan, commit"):
+        ledger.append(tmp_path, [8])
+
+
 def test_a_test_seed_is_opened_where_its_ledger_is(tmp_path):
     for action in (functools.partial(command.run_all, cores=1), command.collect_all):
         with pytest.raises(UserError, match=r"test seeds are opened in .*docs/experiments alone"):
@@ -345,9 +365,71 @@ def test_a_test_seed_is_opened_where_its_ledger_is(tmp_path):
 
 
 def test_a_table_that_nothing_is_known_of_is_refused(collected):
-    (collected / "valor-1.npz").rename(collected / "paper-1.npz")
+    results.save(collected / "paper-1.npz", table(0.9, seed=1))
     with pytest.raises(UserError, match=r"paper-1\.npz: no facts file says what made it"):
         document.write(collected)
+
+
+@pytest.mark.parametrize("name", ["valor-1.npz", "curve-sft-5_-1.npz"])
+@pytest.mark.parametrize("damage", ["forged", "copied", "deleted", "cut", "empty"])
+def test_a_table_that_is_not_as_it_was_collected_is_refused(collected, two_seeds_are_all, name, damage):
+    path = collected / name
+    if damage == "forged":
+        results.save(path, table(1.0, seed=1))
+    elif damage == "copied":
+        path.write_bytes((collected / "sft-1.npz").read_bytes())
+    elif damage == "deleted":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if damage == "cut" else b"")
+    with pytest.raises(IntegrityError, match=rf"{name}: sha256 is .*, its facts file says .*; restore it"):
+        document.write(collected)
+
+
+@pytest.mark.parametrize("content", ["cut", "empty", "not finite"])
+def test_a_table_that_was_collected_broken_is_named(collected, content):
+    path = collected / "valor-1.npz"
+    if content == "not finite":
+        results.save(path, dataclasses.replace(one := table(0.8, seed=1), values=one.values * np.nan))
+    else:
+        path.write_bytes(path.read_bytes()[:-100] if content == "cut" else b"")
+    seal(collected)
+    with pytest.raises(IntegrityError, match=r"valor-1\.npz: .*; run valor experiments again"):
+        document.write(collected)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda _: [], "holds a JSON list, expected an object"),
+        (lambda _: {}, "seed is None, expected int"),
+        (lambda facts: {**facts, "tables": None}, "tables is None, expected dict"),
+        (lambda facts: {**facts, "seed": 5}, "holds the facts of seed 5"),
+        (lambda facts: {**facts, "stopped": {"nope": "collapsed"}}, "names the arm nope; there are sft, "),
+    ],
+)
+def test_facts_that_are_none_are_named(collected, change, told):
+    path = collected / "facts-1.json"
+    path.write_text(json.dumps(change(json.loads(path.read_text()))))
+    with pytest.raises(IntegrityError, match=rf"facts-1\.json: {told}"):
+        document.write(collected)
+
+
+@pytest.mark.parametrize("name", ["abc", "01", "²", "-1"])
+def test_a_facts_file_of_no_seed_is_the_users_mistake(collected, name):
+    (collected / f"facts-{name}.json").write_text("{}")
+    for action in (
+        lambda: document.write(collected),
+        lambda: command.run_all([], seeds=[5], cores=1, folder=collected),
+    ):
+        with pytest.raises(UserError, match=rf"facts-{name}\.json: .* expected facts-SEED\.json"):
+            action()
+
+
+def test_tables_of_a_seed_are_its_own(collected):
+    assert set(collect.digests(collected, 1)) == {path.name for path in collected.glob("*-1[._]*npz")} - {
+        "curve-sft-5_-1.npz", "curve-continued-5_-1.npz",
+    }  # fmt: skip
 
 
 def finish(root, jobs, **changes):
@@ -382,6 +464,8 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
     ]  # fmt: skip
     assert facts["stopped"] == {"paper": "reports of vision, paper's similarity, seed 7: no room"}
     assert facts["scored_by"] == code_digest()
+    assert facts["tables"] == collect.digests(folder, 7)
+    assert set(facts["tables"]) == {f"{name}-7.npz" for name in ("best_of_8", "pseudo_labels", "sft", "valor")}
     assert facts["models"]["processor_seconds"] == 3600
     assert facts["arms"]["best_of_8"]["took"] == ["reports of sft, best of 8"]
     assert facts["arms"]["sft"] == {"took": [], "processor_seconds": 0, "resumed": False}
@@ -421,6 +505,7 @@ def test_the_page_shows_a_loss_as_a_loss_and_an_arm_that_stopped(collected, two_
         (collected / "kept.npz").rename(collected / f"valor-{seed}.npz")
         facts = json.loads((collected / f"facts-{seed}.json").read_text()) | {"stopped": {"paper": "vision: collapsed"}}
         (collected / f"facts-{seed}.json").write_text(json.dumps(facts))
+    seal(collected)
     page = document.write(collected).read_text()
     assert re.search(r"F1 rises: its interval is above zero \| -\d+\.\d at least \| \*\*no\*\*", page)
     assert "**worse**" in page

@@ -2,12 +2,16 @@
 
 A job that was cut off continues where it was: its stage has its work in progress. One that fails takes along those that
 need it; all others are run, then the run ends with the first one's error. Run again, everything finished is skipped.
+Experiments may run side by side on one root: a job that another one is at is waited for. No job outlives its
+experiments, however they end.
 """
 
 import contextlib
+import fcntl
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import connection
@@ -21,6 +25,8 @@ from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, UserError, Va
 
 VERDICT = "verdict.json"
 """Why a job ended without a result; gone once it is tried again."""
+_LOCK = "lock"
+"""Locked by the process that runs the job for as long as it lives."""
 _GRACE_S = 30.0
 
 
@@ -42,11 +48,8 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     code = code_digest()
     waiting = [job for job in jobs if not job.is_done(root)]
     for job in jobs:
-        if job.is_done(root) and (made_by := job.record(root)["code"]) != code:
-            raise UserError(
-                f"{job.name}: was made by code {made_by}, and this is code {code}, so it cannot be compared with what "
-                f"is to come; go on with that code, or delete {job.folder(root)}"
-            )
+        if job.is_done(root):
+            _require_made_by(job, root, code)
     listed = {job.key for job in jobs}
     for job in waiting:
         for output in job.inputs.values():
@@ -104,14 +107,64 @@ def verdict_on(job: Job, root: Path) -> str | None:
 def _run_one(job: Job, root: Path, code: str) -> None:
     # Stages run processes of their own; the kind of start is inherited otherwise.
     multiprocessing.set_start_method(None, force=True)
-    (job.folder(root) / VERDICT).unlink(missing_ok=True)
+    # The fork server outlives SIGTERM; its forks must not, and they may wait before a stage listens to it.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _end_with_parent()
     try:
-        execute(job, root, code=code)
+        _run_once(job, root, code)
     except Interrupted as error:
         raise SystemExit(error.exit_code) from None
     except ValorError as error:
         _write_verdict(job, root, str(error))
         raise SystemExit(error.exit_code) from None
+
+
+def _run_once(job: Job, root: Path, code: str) -> None:
+    """Run a job unless other experiments are at it, whose result is as good."""
+    with _alone(job, root):
+        if job.is_done(root):
+            _require_made_by(job, root, code)
+            return
+        (job.folder(root) / VERDICT).unlink(missing_ok=True)
+        execute(job, root, code=code)
+
+
+@contextlib.contextmanager
+def _alone(job: Job, root: Path) -> Iterator[None]:
+    """Be the only process at a job, after another one has ended; the kernel unlocks what a killed one held."""
+    job.folder(root).mkdir(parents=True, exist_ok=True)
+    with (job.folder(root) / _LOCK).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"{job.name}: other experiments are at it; waiting for them", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _end_with_parent() -> None:
+    """End this process as `_all_end` would, should the experiments die without a chance to: killed, or out of memory.
+
+    Their death closes the pipe behind `parent_process`; the fork server, whose child this is, ends by itself.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a job runs in a process of its own"
+
+    def watch() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, name="parent-watch", daemon=True).start()
+
+
+def _require_made_by(job: Job, root: Path, code: str) -> None:
+    if (made_by := job.record(root)["code"]) != code:
+        raise UserError(
+            f"{job.name}: was made by code {made_by}, and this is code {code}, so it cannot be compared with what "
+            f"is to come; go on with that code, or delete {job.folder(root)}"
+        )
 
 
 def _ready(waiting: Sequence[Job], busy: Sequence[Job], *, root: Path, cores: int) -> Iterator[Job]:

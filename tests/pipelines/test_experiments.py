@@ -1,8 +1,10 @@
 """The experiments' machinery: jobs that are shared, intervals that are paired, a page from tables alone."""
 
+import concurrent.futures
 import dataclasses
 import functools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -12,6 +14,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 
 import numpy as np
+import orphans
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -574,6 +577,50 @@ def test_a_job_whose_ancestor_is_missing_is_told_before_anything_runs(tmp_path):
     with pytest.raises(ValueError, match="needs: needs first, which is neither done"):
         run.run([needs], root=tmp_path, cores=1)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_job_that_other_experiments_are_at_is_waited_for_and_not_run_again(tmp_path, monkeypatch, capfd):
+    one, other, ran = job("one"), job("other", settings={"seed": 2}), []
+
+    def do(job, root, *, code):
+        ran.append(job)
+        artifacts.write_json(job.folder(root) / "job.json", {"code": code})
+
+    monkeypatch.setattr(run, "execute", do)
+    for code, done in (("abc", [other]), ("def", [])):
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            with run._alone(one, tmp_path):
+                second = pool.submit(run._run_once, one, tmp_path, code)
+                while "one: other experiments are at it; waiting for them" not in capfd.readouterr().out:
+                    assert not second.done()
+                run._run_once(other, tmp_path, "abc")
+                artifacts.write_json(one.folder(tmp_path) / "job.json", {"code": "abc"})
+            if code == "abc":
+                second.result()
+            else:
+                with pytest.raises(UserError, match="one: was made by code abc, and this is code def"):
+                    second.result()
+        assert ran == done
+        ran.clear()
+    (one.folder(tmp_path) / "job.json").unlink()
+    run._run_once(one, tmp_path, "abc")
+    assert ran == [one]
+
+
+def test_a_job_ends_with_the_experiments_that_were_killed():
+    theirs, ours = multiprocessing.Pipe()
+    killed = multiprocessing.get_context("spawn").Process(target=orphans.experiments, args=(ours,))
+    killed.start()
+    assert theirs.poll(60)
+    left = psutil.Process(theirs.recv())
+    try:
+        assert left.is_running()
+        killed.kill()
+        killed.join()
+        left.wait(timeout=10)
+    finally:
+        if left.is_running():
+            left.kill()
 
 
 @pytest.mark.slow

@@ -199,6 +199,14 @@ def test_phantom_writes_a_root_that_the_adapter_reads(tmp_path):
         (b"name: x\nseed: 2020-99-99", "not valid YAML: month must be in 1..12"),
         (b"name: x\nseed: " + b"9" * 5000, "not valid YAML: Exceeds the limit"),
         (b"name: x\nseed: " + b"[" * 3000, "not valid YAML"),
+        (b"name: x\nseed: {[1, 2]: 3}", ":2: not valid YAML: found unhashable key"),
+        (b"name: x\nseed: !!bool x", ":2: not valid YAML: this is no bool"),
+        (b"name: x\nseed: !!timestamp x", ":2: not valid YAML: this is no timestamp"),
+        (b"name: x\nseed: !!int ''", ":2: not valid YAML: this is no int"),
+        (b"name: x\nseed: &x [*x]", ":2: not valid YAML: found unconstructable recursive node"),
+        (b"name: x\nseed: !!set [1]", ":2: not valid YAML: this is no set"),
+        (b"name: x\nsft: &x {trainer: {a: *x}}", ":2: not valid YAML: found unconstructable recursive node"),
+        (b"name: x\nsft: {[1, 2]: 3}", ":2: not valid YAML: found unhashable key"),
         (b"name: x\ndescription: [" + b"a, " * 5000 + b"]", "description: Input should be a valid string, got"),
         (b"name: x\nsft: false", "sft is False, expected a mapping"),
         (b"name: x\nsft: {trainer: {learning_rate: .nan}}", "learning_rate: is nan, expected a finite number"),
@@ -216,6 +224,14 @@ def test_an_odd_recipe_is_one_short_line(text, says, tmp_path):
     assert says in result.output
     assert result.output.count("\n") == 1
     assert len(result.output) < 500
+
+
+def test_anchors_and_tags_that_fit_are_read(tmp_path):
+    path = tmp_path / "fine.yaml"
+    path.write_text("name: x\nseed: !!int '3'\nsft: &t {trainer: {learning_rate: 1e-4}}\ngrpo_text: {<<: *t}\n")
+    recipe = load(path)
+    assert recipe.seed == 3
+    assert recipe.grpo_text.trainer == recipe.sft.trainer == {"learning_rate": 1e-4}
 
 
 @pytest.mark.parametrize("recipe", ["n" * 300, "/dev/null/x"])

@@ -79,12 +79,27 @@ def builtin_names() -> list[str]:
 class _StrictLoader(yaml.SafeLoader):
     """yaml's safe loader, which lets the last of two equal keys win in silence, with that refused."""
 
+    def construct_document(self, node: yaml.Node) -> Any:
+        # Depth first, so that an alias inside of what its anchor names is refused and not made into a ring.
+        self.deep_construct = True
+        return super().construct_document(node)
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (LookupError, TypeError, AttributeError):
+            # yaml trusts that what has a tag such as !!bool is written as one.
+            problem = f"this is no {node.tag.rpartition(':')[2]}"
+            raise yaml.constructor.ConstructorError(None, None, problem, node.start_mark) from None
+
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
-            if key.value in seen and isinstance(key.value, str):
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
-            seen.add(key.value if isinstance(key.value, str) else id(key))
+            # A key that is a list or a mapping is told by yaml.
+            if isinstance(key.value, str):
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is there twice", key.start_mark)
+                seen.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
 

@@ -1,6 +1,7 @@
 """Training rows: what TRL is given, and what it is not."""
 
 import copy
+import dataclasses
 import errno
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from tiny_llava import PROMPT, world, write_dataset
 
 from valor.data import manifest
-from valor.errors import ResourceError, UserError
+from valor.errors import DataError, ResourceError, UserError
 from valor.models.loading import load_policy
 from valor.training import rows
 
@@ -33,8 +34,28 @@ def test_a_row_of_sft_is_prompt_completion_and_an_image_of_the_models_size(proce
 
 def test_images_are_decoded_once(processor, studies, monkeypatch):
     table = rows.sft_rows(studies, processor, prompt=PROMPT)
-    monkeypatch.setattr("valor.models.loading.decode_image", None)
+    monkeypatch.setattr("valor.models.loading.first_pixels", None)
     assert np.asarray(table[0]["image"]).shape == (48, 48, 3)
+
+
+@pytest.mark.parametrize("damage", ["none", "empty", "cut", "altered", "no image"])
+def test_a_study_whose_image_cannot_be_decoded_is_named(processor, studies, damage):
+    image = studies[1].images[0]
+    png = {"empty": b"", "cut": image.bytes[:-60], "no image": b"GIF?", "altered": image.bytes[:33] + b"?" * 99}
+    images = () if damage == "none" else (dataclasses.replace(image, bytes=png[damage]), *studies[1].images[1:])
+    broken = [studies[0], dataclasses.replace(studies[1], images=images)]
+    for make in (rows.sft_rows, rows.grpo_rows):
+        with pytest.raises(DataError, match=rf"^study {studies[1].study_id}: .*; ingest the data again"):
+            make(broken, processor, prompt=PROMPT)
+
+
+def test_a_report_that_holds_the_image_token_is_named_and_not_shown(processor, studies):
+    odd = dataclasses.replace(studies[1], findings=f"Private {processor.image_token} words.")
+    with pytest.raises(DataError, match=rf"^study {odd.study_id}: its report holds '<image>'") as caught:
+        rows.sft_rows([studies[0], odd], processor, prompt=PROMPT)
+    assert "Private" not in str(caught.value)
+    fine = dataclasses.replace(odd, findings="Private image words, < 3 cm.")
+    assert len(rows.sft_rows([studies[0], fine], processor, prompt=PROMPT)) == 2
 
 
 def test_a_large_set_goes_to_a_file_with_the_same_pixels(processor, studies):

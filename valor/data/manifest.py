@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from valor import artifacts
-from valor.errors import IntegrityError
+from valor.errors import DataError, IntegrityError, shown
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "val", "test")
@@ -145,6 +145,24 @@ def decode_image(png: bytes) -> np.ndarray:
     """Return a dataset image's pixels, (H, W) uint8, bright is dense."""
     with Image.open(io.BytesIO(png)) as image:
         return np.asarray(image.convert("L"))
+
+
+def first_pixels(study: Study) -> np.ndarray:
+    """Return the pixels of a study's first image (frontal where there is one).
+
+    Raises:
+        DataError: the study has no image, or one that cannot be decoded.
+    """
+    if not study.images:
+        raise DataError(f"study {study.study_id}: has no image; ingest the data again, which leaves such studies out")
+    try:
+        return decode_image(study.images[0].bytes)
+    except (OSError, SyntaxError, ValueError) as error:
+        # Pillow says with any of these that a file is no image, cut or altered.
+        raise DataError(
+            f"study {study.study_id}: image {study.images[0].path} cannot be decoded ({shown(str(error))}); ingest the "
+            "data again"
+        ) from None
 
 
 def encode_image(pixels: np.ndarray) -> bytes:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from valor.clinical.labeler import Mention
-from valor.data.manifest import Study, decode_image
+from valor.data.manifest import Study, first_pixels
 from valor.evaluation import pictures, scores
 from valor.evaluation.inputs import LABELS, Predictions, Truth
 from valor.evaluation.measures import Source
@@ -93,7 +93,7 @@ def card(view: View, study: Study, rows: Mapping[str, Mapping[str, Any]]) -> dic
     """Return what the template needs of one study; `rows` are its predictions by checkpoint."""
     expected = view.judge[study.study_id]
     masks = view.masks.get(study.study_id, {})
-    pixels = decode_image(study.images[0].bytes)
+    pixels = first_pixels(study)
     columns = [_reference(view, study, rows)]
     for name, row in rows.items():
         columns.append(_column(name, row, view.statements[name][study.study_id], expected, masks))

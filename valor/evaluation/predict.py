@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from valor import artifacts
 from valor.clinical.labeler import Mention, mentions
-from valor.data.manifest import Study, decode_image, other_subjects
+from valor.data.manifest import Study, first_pixels, other_subjects
 from valor.models.expert import BATCH
 from valor.models.loading import square_box
 
@@ -66,7 +66,7 @@ def write_info(path: Path, *, name: str, **info: Any) -> dict[str, float]:
 
 def similarities(expert: "Expert", studies: Sequence[Study], reports: Sequence[str]) -> list[tuple[float, float]]:
     """Return the expert's (hypothesis, reference) similarity per study; nan for an empty report."""
-    embeds = expert.embed_images([decode_image(study.images[0].bytes) for study in studies])
+    embeds = expert.embed_images([first_pixels(study) for study in studies])
     hypotheses = expert.paper_similarity(embeds, list(reports), batch=BATCH)
     references = expert.paper_similarity(embeds, [study.text for study in studies], batch=BATCH)
     return list(zip(hypotheses, references, strict=True))
@@ -83,7 +83,7 @@ def likeliest(
     from valor.models.statements import Statements
     from valor.rewards.expert import unusable
 
-    embeds = expert.embed_images([decode_image(study.images[0].bytes) for study in studies])
+    embeds = expert.embed_images([first_pixels(study) for study in studies])
     statements, chosen = Statements.of(expert), []
     for embed, reports in zip(embeds, candidates, strict=True):
         texts = [report.text for report in reports]
@@ -139,7 +139,7 @@ def rows(
             "similarity": ours,
             "reference_similarity": theirs,
             "attention": maps,
-            "image_box": list(square_box(*decode_image(study.images[0].bytes).shape)),
+            "image_box": list(square_box(*first_pixels(study).shape)),
         }
         for study, report, (ours, theirs), maps in zip(studies, generated, similarity, attention, strict=True)
     ]

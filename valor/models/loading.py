@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valor import artifacts
-from valor.data.manifest import Study, decode_image
+from valor.data.manifest import Study, first_pixels
 from valor.errors import IntegrityError, UserError
 
 if TYPE_CHECKING:
@@ -151,5 +151,5 @@ def fit_pixels(pixels: "np.ndarray", processor: Any) -> "Image":
 
 
 def model_pixels(study: Study, processor: Any) -> "Image":
-    """Return a study's first image (frontal where there is one) at the model's size."""
-    return fit_pixels(decode_image(study.images[0].bytes), processor)
+    """Return a study's first image at the model's size; see `first_pixels` for what it raises."""
+    return fit_pixels(first_pixels(study), processor)

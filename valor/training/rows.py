@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from valor import artifacts
-from valor.data.manifest import Study, decode_image, in_share, read_studies
-from valor.errors import UserError
+from valor.data.manifest import Study, first_pixels, in_share, read_studies
+from valor.errors import DataError, UserError
 from valor.models.loading import messages, model_pixels
 
 MEMORY_LIMIT_BYTES = 1 << 30
@@ -49,6 +49,7 @@ class Pixels:
     """The studies' images at the model's size: (N, H, W) uint8, bright is dense.
 
     Raises:
+        DataError: a study has no image, or one that cannot be decoded.
         ResourceError: the folder of temporary files has no room for them.
     """
 
@@ -77,7 +78,18 @@ class Pixels:
 
 
 def sft_rows(studies: Sequence[Study], processor: Any, *, prompt: str) -> Any:
-    """Return a `datasets.Dataset` of prompt, completion and image: loss falls on the report alone."""
+    """Return a `datasets.Dataset` of prompt, completion and image: loss falls on the report alone.
+
+    Raises:
+        DataError: a report holds the processor's image token, or an image cannot be decoded.
+    """
+    for study in studies:
+        # The processor would look for an image to each, and fail at that study's batch.
+        if processor.image_token in study.text:
+            raise DataError(
+                f"study {study.study_id}: its report holds {processor.image_token!r}, which stands for an image "
+                "here; take it out of the report and ingest the data again"
+            )
     pixels = Pixels(studies, processor)
     return _dataset(
         len(studies),
@@ -116,7 +128,7 @@ def grpo_rows(
             return {**fields, "reference": studies[i].text}
         shown = seen[i] if seen else i
         if shown not in embeds:
-            embeds[shown] = embed([decode_image(studies[shown].images[0].bytes)])[0].tolist()
+            embeds[shown] = embed([first_pixels(studies[shown])])[0].tolist()
         return {**fields, "image_embed": embeds[shown]}
 
     return _dataset(len(studies), row)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from valor import artifacts
+from valor.errors import IntegrityError
 
 RECORD = "job.json"
 """Written last: the job is done."""
@@ -61,8 +62,17 @@ class Job:
         return (self.folder(root) / RECORD).is_file()
 
     def record(self, root: Path) -> dict[str, Any]:
-        """Return what is known of a finished job: seconds, metrics, settings, commit, code."""
-        return artifacts.read_json(self.folder(root) / RECORD)
+        """Return what is known of a finished job: seconds, metrics, settings, commit, code.
+
+        Raises:
+            IntegrityError: its record lacks one of them.
+        """
+        path = self.folder(root) / RECORD
+        record = artifacts.read_json(path)
+        for key in ("code", "metrics", "processor_seconds", "tries"):
+            if key not in record:
+                raise IntegrityError(f"{path}: lacks {key}; delete {path.parent} and run valor experiments again")
+        return record
 
 
 @dataclasses.dataclass(frozen=True)

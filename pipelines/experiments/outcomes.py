@@ -137,6 +137,9 @@ def _facts(path: Path, seed: int) -> dict[str, Any]:
     for key, kind in (("seed", int), ("scored_by", str), ("arms", dict), ("jobs", dict), ("tables", dict)):
         if not isinstance(facts.get(key), kind):
             raise IntegrityError(f"{path}: {key} is {shown(repr(facts.get(key)))}, expected {kind.__name__}; {again}")
+    for name, job in facts["jobs"].items():
+        if not isinstance(job, dict) or not {"code", "resumed", "processor_seconds"} <= job.keys():
+            raise IntegrityError(f"{path}: job {name} lacks code or cost; {again}")
     if facts["seed"] != seed:
         raise IntegrityError(f"{path}: holds the facts of seed {facts['seed']}; {again}")
     if unknown := [name for name in (*facts["arms"], *facts.get("stopped", ())) if name not in ARMS]:

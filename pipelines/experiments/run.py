@@ -186,7 +186,7 @@ def _write_verdict(job: Job, root: Path, verdict: str) -> None:
 
 def _verdict(job: Job, root: Path) -> str | None:
     path = job.folder(root) / VERDICT
-    return artifacts.read_json(path)["verdict"] if path.is_file() else None
+    return artifacts.read_json(path).get("verdict", "failed, and did not say why") if path.is_file() else None
 
 
 def _set_environment(root: Path) -> None:

@@ -407,6 +407,7 @@ def test_a_table_that_was_collected_broken_is_named(collected, content):
         (lambda _: [], "holds a JSON list, expected an object"),
         (lambda _: {}, "seed is None, expected int"),
         (lambda facts: {**facts, "tables": None}, "tables is None, expected dict"),
+        (lambda facts: {**facts, "jobs": {"sft-1": {}}}, "job sft-1 lacks code or cost"),
         (lambda facts: {**facts, "seed": 5}, "holds the facts of seed 5"),
         (lambda facts: {**facts, "stopped": {"nope": "collapsed"}}, "names the arm nope; there are sft, "),
     ],
@@ -584,7 +585,7 @@ def test_a_job_that_other_experiments_are_at_is_waited_for_and_not_run_again(tmp
 
     def do(job, root, *, code):
         ran.append(job)
-        artifacts.write_json(job.folder(root) / "job.json", {"code": code})
+        finish(root, [job], code=code)
 
     monkeypatch.setattr(run, "execute", do)
     for code, done in (("abc", [other]), ("def", [])):
@@ -594,7 +595,7 @@ def test_a_job_that_other_experiments_are_at_is_waited_for_and_not_run_again(tmp
                 while "one: other experiments are at it; waiting for them" not in capfd.readouterr().out:
                     assert not second.done()
                 run._run_once(other, tmp_path, "abc")
-                artifacts.write_json(one.folder(tmp_path) / "job.json", {"code": "abc"})
+                finish(tmp_path, [one], code="abc")
             if code == "abc":
                 second.result()
             else:
@@ -621,6 +622,17 @@ def test_a_job_ends_with_the_experiments_that_were_killed():
     finally:
         if left.is_running():
             left.kill()
+
+
+def test_a_record_that_is_none_is_named_and_not_taken_for_a_result(tmp_path):
+    finish(tmp_path, [job()])
+    path = job().folder(tmp_path) / "job.json"
+    whole = json.loads(path.read_text())
+    assert job().record(tmp_path) == whole
+    for content in ("{}", "[]", ""):
+        path.write_text(content)
+        with pytest.raises(IntegrityError, match=r"job\.json: "):
+            run.run([job()], root=tmp_path, cores=1)
 
 
 @pytest.mark.slow
@@ -668,7 +680,9 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
         execute(needs, tmp_path, code="another")
 
 
-def test_pseudo_labels_take_the_place_of_reports_and_never_mix_with_them(tmp_path):
+def test_pseudo_labels_take_the_place_of_reports_and_never_mix_with_them(tmp_path, monkeypatch):
+    # A job has a process of its own and sets it; here it would reach the tests behind this one.
+    monkeypatch.setenv("VALOR_RUN_DIR", str(tmp_path))
     phantom = {"seed": 5, "train": 14, "val": 2, "test": 4, "pairs": 0, "image_px": 48}
     data = Job("data", "data", {"phantom": phantom, "image_px": 48, "checks": LENIENT}, ("dataset", "evidence"))
     execute(data, tmp_path, code=code_digest())

@@ -44,6 +44,13 @@ LENIENT = {"min_image_std": 0.0, "min_studies": 0}
 FINDINGS = ("Edema", "Pneumothorax", "Pleural Effusion")
 
 
+@pytest.fixture(autouse=True)
+def the_run_folder_ends_with_the_test(monkeypatch):
+    """A job sets it for its process, which in some tests is this one."""
+    monkeypatch.setenv("VALOR_RUN_DIR", "")
+    monkeypatch.delenv("VALOR_RUN_DIR")
+
+
 def job(name="a", **changes):
     return Job(**{"name": name, "stage": "sft", "settings": {"seed": 1}, "outputs": ("checkpoint",), **changes})
 
@@ -680,9 +687,7 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
         execute(needs, tmp_path, code="another")
 
 
-def test_pseudo_labels_take_the_place_of_reports_and_never_mix_with_them(tmp_path, monkeypatch):
-    # A job has a process of its own and sets it; here it would reach the tests behind this one.
-    monkeypatch.setenv("VALOR_RUN_DIR", str(tmp_path))
+def test_pseudo_labels_take_the_place_of_reports_and_never_mix_with_them(tmp_path):
     phantom = {"seed": 5, "train": 14, "val": 2, "test": 4, "pairs": 0, "image_px": 48}
     data = Job("data", "data", {"phantom": phantom, "image_px": 48, "checks": LENIENT}, ("dataset", "evidence"))
     execute(data, tmp_path, code=code_digest())

@@ -6,8 +6,8 @@ A reward can be earned by falling silent or by saying everything, and the reward
 gathered for its next line (`valor.training.trainers`), so a stage that was killed and continued is judged as if it had
 not been, and the guards keep nothing of their own.
 
-A share of findings depends on the studies that a window happened to see, so beyond its limit it must also differ from
-its start by more than that could make it.
+A share of completions depends on the studies that a window happened to see, so beyond its limit it must also differ
+from its start by more than that could make it.
 
 Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions;
 in stage 2, whose rows hold no reference, a policy that names one finding for all others (its entropy falls).
@@ -32,7 +32,8 @@ ABNORMAL = "completions/abnormal_reference"
 _SURE = 4.0
 """Standard errors that a share must have moved by: the windows are looked at again with every line of a long log."""
 _NO_ABNORMALITY = ("Support Devices", "No Finding")
-_SHARES = (STATED, CALLED)
+_CUT = "completions/clipped_ratio"
+_SHARES = (STATED, CALLED, _CUT)
 _MILDER = "lower trainer.learning_rate or raise trainer.beta"
 
 
@@ -74,7 +75,7 @@ _GUARDS = (
         f"reports grow long: {_MILDER}, or give length_reward and repetition_reward more weight",
     ),
     _Guard(
-        "max_cut_rise", "completions/clipped_ratio", "the share of completions cut at max_new_tokens", "high", "room",
+        "max_cut_rise", _CUT, "the share of completions cut at max_new_tokens", "high", "room",
         f"reports no longer end: {_MILDER}, or give length_reward more weight",
     ),
     _Guard(
@@ -263,9 +264,9 @@ def _lines(log_history: Sequence[Mapping[str, Any]], key: str, *, every: int) ->
 def _part(line: Mapping[str, Any], key: str) -> float:
     """Return the part of a line's completions that a number is about."""
     abnormal = line.get(ABNORMAL)
-    if abnormal is None or key not in _SHARES:
+    if abnormal is None:
         return 1.0
-    return abnormal if key == STATED else 1.0 - abnormal
+    return {STATED: abnormal, CALLED: 1.0 - abnormal}.get(key, 1.0)
 
 
 def _error(first: Sequence[_Line], recent: Sequence[_Line], *, prompts: float) -> float:

@@ -45,10 +45,12 @@ FINDINGS = ("Edema", "Pneumothorax", "Pleural Effusion")
 
 
 @pytest.fixture(autouse=True)
-def the_run_folder_ends_with_the_test(monkeypatch):
-    """A job sets it for its process, which in some tests is this one."""
-    monkeypatch.setenv("VALOR_RUN_DIR", "")
-    monkeypatch.delenv("VALOR_RUN_DIR")
+def the_environment_is_as_it_was():
+    """Experiments and their jobs set it for processes of their own, which in some tests are this one."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 def job(name="a", **changes):

@@ -3,7 +3,6 @@
 import functools
 import json
 import os
-import signal
 import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -32,8 +31,6 @@ def execute(job: Job, root: Path, *, code: str) -> None:
         UserError: the code is another by now.
         ValorError: the stage's verdict; the job can be run again.
     """
-    # The fork server outlives SIGTERM; its forks must not.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     import torch
 
     torch.set_num_threads(1)

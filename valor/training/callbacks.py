@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from accelerate import PartialState
@@ -93,13 +93,18 @@ class StopOnCollapse(TrainerCallback):
 
 def require_finite(model: Any, *, step: int) -> None:
     """Raise GuardStop if a trained parameter holds a NaN or an infinity."""
+    name = broken_weight((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+    if name is not None:
+        raise GuardStop(
+            f"step {step}: {name} holds a NaN or an infinity; lower trainer.learning_rate or check the rewards"
+        )
+
+
+def broken_weight(weights: Iterable[tuple[str, Any]]) -> str | None:
+    """Return the name of the first of the named weights that holds a NaN or an infinity; None where all are numbers."""
     import torch
 
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad and not torch.isfinite(parameter).all():
-            raise GuardStop(
-                f"step {step}: {name} holds a NaN or an infinity; lower trainer.learning_rate or check the rewards"
-            )
+    return next((name for name, weight in weights if not torch.isfinite(weight).all()), None)
 
 
 class CommitCheckpoints(TrainerCallback):

@@ -176,11 +176,11 @@ def open_policy(
 
 def _require_finite_parent(model: Any, parent: Path) -> None:
     """Raise IntegrityError where a weight is no number: sampling fails on it without a name, training goes nowhere."""
-    import torch
+    from valor.training.callbacks import broken_weight
 
-    for name, parameter in model.named_parameters():
-        if not torch.isfinite(parameter).all():
-            raise IntegrityError(f"{parent}: {name} holds a NaN or an infinity; train or fetch the checkpoint again")
+    name = broken_weight(model.named_parameters())
+    if name is not None:
+        raise IntegrityError(f"{parent}: {name} holds a NaN or an infinity; train or fetch the checkpoint again")
 
 
 @contextlib.contextmanager

@@ -177,7 +177,7 @@ def missed_silence(
     lines = _lines(log_history, STATED, every=every)
     if guards is None or guards.min_findings_ratio is None or not lines:
         return None
-    first = [line for line in lines if line.step <= guards.window] or lines[:1]
+    first = _first(lines, guards.window)
     start, none = _mean(first), [dataclasses.replace(line, value=0.0) for line in first]
     if start > _SURE * _error(first, none, prompts=prompts):
         return None
@@ -241,8 +241,7 @@ def _levels(
     levels = []
     for guard in _GUARDS:
         limit, lines = getattr(guards, guard.setting), _lines(log_history, guard.key, every=every)
-        # Where a line averages over more than a window, it is one.
-        first = [line for line in lines if line.step <= guards.window] or lines[:1]
+        first = _first(lines, guards.window)
         if limit is not None and len(lines) > len(first):
             last = lines[-1]
             recent = [line for line in lines if line.step > last.step - guards.window]
@@ -259,6 +258,11 @@ def _lines(log_history: Sequence[Mapping[str, Any]], key: str, *, every: int) ->
         for start, line in zip(starts, training, strict=False)
         if line.get(key) is not None
     ]
+
+
+def _first(lines: Sequence[_Line], window: int) -> Sequence[_Line]:
+    """Return the lines of the first window; where the first line averages over more than that, it is one."""
+    return [line for line in lines if line.step <= window] or lines[:1]
 
 
 def _part(line: Mapping[str, Any], key: str) -> float:

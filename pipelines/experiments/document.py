@@ -152,6 +152,7 @@ def _group(title: str, file: str, arms: Sequence[str], *, found: Outcomes, folde
         folder / f"{file}.svg",
         [(f"{ARMS[name].title} ({len(f1.seeds)} seeds)", f1, True) for name, f1 in drawn.items()],
         title=caption,
+        axis=f"points; right of zero {ARMS[reference].title} is better",
     )
     questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in (reference, *others)]
     return f"## {title}\n\n![{caption}]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"

@@ -23,6 +23,7 @@ _STYLE: Any = {
     "axes.grid": True,
     "grid.color": _FAINT,
     "grid.linewidth": 0.4,
+    "grid.alpha": 0.5,
     "xtick.color": _INK,
     "ytick.color": _INK,
     "legend.frameon": False,
@@ -32,14 +33,14 @@ _STYLE: Any = {
 }
 
 
-def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: str, unit: str = "points") -> None:
+def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: str, axis: str) -> None:
     """Write a forest plot: a row per difference in percentage points, its interval, and a dot per seed.
 
     Args:
         path: the file.
         rows: label, difference as fractions, and whether more is better: intervals without zero are green or red.
         title: what is compared with what.
-        unit: of the axis.
+        axis: the label of the axis: the unit, and how to read it.
     """
     with axes_of(path, title, height=1.0 + 0.42 * len(rows)) as axes:
         for y, (_, found, more_is_better) in enumerate(rows):
@@ -58,7 +59,7 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
         axes.grid(visible=False, axis="y")
         axes.spines["left"].set_visible(False)
         axes.tick_params(axis="y", length=0)
-        axes.set(xlabel=unit)
+        axes.set(xlabel=axis)
 
 
 def operating_curve(

@@ -38,6 +38,7 @@ def headline(found: Outcomes, folder: Path) -> str:
         folder / "headline.svg",
         [(m.label, changes[m.name], m.higher_is_better is not False) for m in drawn],
         title=title,
+        axis="points; green is better, red is worse, grey cannot be told",
     )
     return (
         f"## {ARMS[FINAL].title} against {against}\n\n{ARMS[BASELINE].question}\n\n![{title}](headline.svg)\n\n"

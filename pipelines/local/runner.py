@@ -25,6 +25,7 @@ from valor.context import home
 from valor.errors import UserError
 from valor.recipe import Recipe
 from valor.stages import VERBOSE_ERRORS
+from valor.tracking.pipeline_runs import RUNNER, this_process
 from valor.tracking.store import enabled
 
 POLL_S = 0.25
@@ -105,6 +106,7 @@ def _environment(recipe: Recipe, *, place: Path, run_dir: Path) -> dict[str, str
         "VALOR_HOME": str(place),
         "VALOR_RUN_DIR": str(run_dir),
         "VALOR_PIPELINE_RUN": run_dir.name,
+        RUNNER: this_process(),
         "PYTHONUNBUFFERED": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }

@@ -223,6 +223,23 @@ def test_a_killed_stage_is_closed_when_its_task_runs_again(home):
         assert read(first).info.status == "KILLED"
 
 
+def test_a_pipeline_run_whose_runner_was_killed_is_closed_by_the_next_one(home, monkeypatch):
+    script = "import time\nfrom valor.tracking.pipeline_runs import this_process\nprint(this_process(), flush=True)\n"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script + "time.sleep(60)\n"], stdout=subprocess.PIPE, text=True, env=os.environ
+    )
+    monkeypatch.setenv(pipeline_runs.RUNNER, process.stdout.readline().strip())
+    dead = pipeline_runs.parent("r-dead-runner")
+    monkeypatch.setenv(pipeline_runs.RUNNER, pipeline_runs.this_process())
+    living = pipeline_runs.parent("r-living-runner")
+    assert read(dead).info.status == "RUNNING"
+    process.kill()
+    process.wait()
+    pipeline_runs.parent("r-next-runner")
+    assert read(dead).info.status == "KILLED"
+    assert read(living).info.status == "RUNNING"
+
+
 def _open_fresh(home: str, results) -> None:
     os.environ["VALOR_HOME"] = home
     try:

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 PARENT = "mlflow.parentRunId"
+RUNNER = "VALOR_RUNNER"
+"""Environment variable: the process (`this_process`) without which a pipeline run is over, where there is one."""
 
 
 def start_child(*, name: str, pipeline_run: str, tags: Mapping[str, str]) -> str:
@@ -26,7 +28,7 @@ def start_child(*, name: str, pipeline_run: str, tags: Mapping[str, str]) -> str
     """
     client = store.client()
     injected = os.environ.get("MLFLOW_RUN_ID", "")
-    tags = {**tags, "valor.process": _this_process()}
+    tags = {**tags, "valor.process": this_process()}
     with store.service_errors("opening the run"):
         if injected and PARENT in client.get_run(injected).data.tags:
             set_tags(injected, tags)
@@ -50,11 +52,10 @@ def parent(pipeline_run: str) -> str:
     if found is not None:
         return found.info.run_id
     _close_dead_processes()
-    created = store.client().create_run(
-        store.experiment_id(),
-        tags={"valor.pipeline_run": pipeline_run, "valor.role": "pipeline", "mlflow.source.name": "valor"},
-        run_name=pipeline_run,
-    )
+    tags = {"valor.pipeline_run": pipeline_run, "valor.role": "pipeline", "mlflow.source.name": "valor"}
+    if runner := os.environ.get(RUNNER):
+        tags["valor.process"] = runner
+    created = store.client().create_run(store.experiment_id(), tags=tags, run_name=pipeline_run)
     oldest = find_parent(pipeline_run)
     if oldest is not None and oldest.info.run_id != created.info.run_id:
         store.client().delete_run(created.info.run_id)
@@ -112,7 +113,8 @@ def _close_dead_processes() -> None:
             store.client().set_terminated(run.info.run_id, "KILLED")
 
 
-def _this_process() -> str:
+def this_process() -> str:
+    """Return host, number and start time of this process: no other process will ever be called the same."""
     import psutil
 
     return f"{socket.gethostname()}:{os.getpid()}:{psutil.Process().create_time():.0f}"

@@ -61,8 +61,7 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     running: dict[Any, tuple[Job, float]] = {}
     total, begun = len(waiting), time.monotonic()
     failed: dict[str, tuple[Job, int]] = {}
-    _set_environment(root)
-    with _all_end(running):
+    with _environment(root), _all_end(running):
         while waiting or running:
             for job in [job for job in waiting if any(i.job.key in failed for i in job.inputs.values())]:
                 waiting.remove(job)
@@ -189,17 +188,28 @@ def _verdict(job: Job, root: Path) -> str | None:
     return artifacts.read_json(path).get("verdict", "failed, and did not say why") if path.is_file() else None
 
 
-def _set_environment(root: Path) -> None:
-    """Set what the fork server and its forks read; they are started once and inherit it."""
-    os.environ.setdefault("MLFLOW_EXPERIMENT_NAME", "valor-experiments")
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    os.environ |= {
+@contextlib.contextmanager
+def _environment(root: Path) -> Iterator[None]:
+    """Set what the fork server and its forks read, which are started within the block and inherit it."""
+    ours = {
+        "MLFLOW_EXPERIMENT_NAME": os.environ.get("MLFLOW_EXPERIMENT_NAME", "valor-experiments"),
+        "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
         "VALOR_HOME": str(root),
         "VALOR_VERBOSE_ERRORS": "1",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
+    before = {name: os.environ.get(name) for name in ours}
+    os.environ |= ours
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
-from pipelines.experiments import analysis, collect, command, document, ledger, results, run
+from pipelines.experiments import analysis, arms, collect, command, document, ledger, results, run
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
 from pipelines.experiments.curve import BIASES, leanings
@@ -738,30 +738,42 @@ def tiny_seed() -> Seed:
             }  # fmt: skip
             return dataclasses.replace(own, settings=settings, cores=1)
 
+        def signal(self):
+            own = super().signal()
+            return dataclasses.replace(own, settings={**own.settings, "groups": 8})
+
     return Tiny(5, Schedule(train=80, test=6, pairs=2, sft_steps=60, text_steps=1, vision_steps=5, vision_lr=1e-2))
 
 
 @pytest.mark.slow
-def test_jobs_that_experiments_alone_have_run_on_real_models(tmp_path, monkeypatch):
+def test_experiments_on_real_models_end_in_a_page(tmp_path, monkeypatch):
+    seed, folder = tiny_seed(), tmp_path / "results"
+    for module in (arms, collect, ledger):
+        monkeypatch.setattr(module, "Seed", lambda number: seed)
     monkeypatch.setenv("VALOR_TRACKING", "off")
-    seed = tiny_seed()
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path / "home"))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    page = command.run_all(["sft", "truth"], seeds=[5], cores=2, folder=folder)
+    assert os.environ["VALOR_HOME"] == str(tmp_path / "home")
+    assert "HF_HUB_OFFLINE" not in os.environ
+    assert "| Stage 2 on truth | 1 |" in page.read_text()
+    assert set(artifacts.read_json(folder / "facts-5.json")["arms"]) == {"sft", "truth"}
+    root = tmp_path / "home" / "experiments"
     truth, signal, probe, curve = seed.vision_on_truth().job, seed.signal(), seed.probe(), seed.curve(seed.sft)
-    signal = dataclasses.replace(signal, settings={**signal.settings, "groups": 8})
-    run.run(with_ancestors([truth, signal, probe, curve]), root=tmp_path, cores=2)
     before, after = (
-        load_file(output.path(tmp_path) / "model.safetensors") for output in (seed.text(), seed.vision_on_truth())
+        load_file(output.path(root) / "model.safetensors") for output in (seed.text(), seed.vision_on_truth())
     )
     changed = {name for name in before if not torch.equal(before[name], after[name])}
     assert changed == {name for name in before if "multi_modal_projector" in name}
-    assert "rewards/truth_reward_last" in truth.record(tmp_path)["metrics"]
-    found = artifacts.read_json(signal.output("signal").path(tmp_path) / "signal.json")
+    assert "rewards/truth_reward_last" in truth.record(root)["metrics"]
+    found = artifacts.read_json(signal.output("signal").path(root) / "signal.json")
     assert set(found) == {"truth", "clinical agreement", "statements", "paper"}
     for row in found.values():
         low, high = row["bounds"]["signal_to_noise"]
         assert low <= high
         assert abs(row["signal_to_noise"]) < 1
-    assert 0 <= probe.record(tmp_path)["metrics"]["f1_macro"] <= 1
-    tables = [results.load(path) for path in curve.output("curve").path(tmp_path).glob("*.npz")]
+    assert 0 <= probe.record(root)["metrics"]["f1_macro"] <= 1
+    tables = [results.load(path) for path in curve.output("curve").path(root).glob("*.npz")]
     assert [len(table.subjects) for table in tables] == [6] * len(BIASES)
 
 

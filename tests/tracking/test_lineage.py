@@ -230,6 +230,8 @@ def test_registering_again_gives_the_same_version_and_new_weights_another(pipeli
     assert other.register(better, champion=digest) == "2"
     assert registry.champion(run.model_name)[1] == artifacts.read_stamp(better["checkpoint"])["digest"]
     assert lineage.chain(run.model_name, "1").agrees
+    named = {name: pipeline_runs.find_parent(name).data.tags["valor.version"] for name in ("l-again", "l-again+new")}
+    assert named == {"l-again": f"{run.model_name}/1", "l-again+new": f"{run.model_name}/2"}
     # The version does not die with the run's scratch space.
     shutil.rmtree(made["checkpoint"])
     lineage.chain(run.model_name, "1").require_agreement()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valor.errors import GateRefused
-from valor.tracking import store
+from valor.tracking import pipeline_runs, store
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -96,13 +96,23 @@ def register(candidate: Candidate, *, champion_digest: str) -> str:
     with store.registry_lock(candidate.model_name):
         current = _require_champion(candidate, champion_digest)
         if current is not None and current.tags.get("valor.checkpoint_digest") == candidate.checkpoint_digest:
+            _tell_parent(candidate, str(current.version))
             return str(current.version)
         with store.service_errors(f"registering {candidate.model_name!r}"):
             version = _find(candidate) or _create(candidate)
             # Creating a version takes a while; on a server another run may have been quicker.
             _require_champion(candidate, champion_digest)
             store.client().set_registered_model_alias(candidate.model_name, CHAMPION, version)
+        _tell_parent(candidate, version)
     return version
+
+
+def _tell_parent(candidate: Candidate, version: str) -> None:
+    """Name the version on the pipeline run that it came from: there people compare runs."""
+    with store.service_errors("recording the version"):
+        parent = store.client().get_run(candidate.run_id).data.tags.get(pipeline_runs.PARENT)
+        if parent:
+            pipeline_runs.set_tags(parent, {"valor.version": f"{candidate.model_name}/{version}"})
 
 
 def _require_champion(candidate: Candidate, champion_digest: str) -> "ModelVersion | None":

@@ -18,6 +18,7 @@ from valor.evaluation.measures import slug
 
 PAGE = "README.md"
 _GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
+    ("What do the stages add to where they start?", "start", ("valor", "sft", "text")),
     ("Is it the image?", "other_image", ("valor", "other_image", "text")),
     ("Which similarity?", "similarity", ("valor", "paper", "text")),
     ("Which advantages?", "advantages", ("valor", "exact_ranks", "group")),

@@ -9,6 +9,7 @@ import numpy as np
 from pipelines.experiments import analysis, figures
 from pipelines.experiments.analysis import Difference
 from pipelines.experiments.arms import ARMS
+from pipelines.experiments.collect import CURVES
 from pipelines.experiments.outcomes import BASELINE, FINAL, Outcomes
 from pipelines.experiments.wording import change, heading, percent, verdicts
 
@@ -65,13 +66,20 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
         ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+z.0f}%"),
         ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+z.0f}%"),
         ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+z.1f}"),
-        ("more counterfactual pairs are told apart", flips.value > 0, change(flips, found.measures["flip_rate"])),
+        (
+            "more counterfactual pairs are told apart: the interval is above zero",
+            flips.low > 0,
+            f"{100 * flips.low:+z.1f} at least",
+        ),
     ]
-    for name in found.curves:
-        if stands := found.above_best(name, FINAL):
-            low = stands[2].low
-            asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
-            rows.append((asked, low > 0, f"{100 * low:+z.1f} at least"))
+    for name in CURVES:
+        asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
+        stands = found.above_best(name, FINAL) if name in found.curves else None
+        drawn = len(stands[2].seeds) if stands else 0
+        if stands and drawn >= wanted:
+            rows.append((asked, stands[2].low > 0, f"{100 * stands[2].low:+z.1f} at least"))
+        else:
+            rows.append((asked, False, f"not known: {drawn} of {wanted} seeds have the curve"))
     if headroom := [probe - ours for _, probe, ours, _ in found.probed()]:
         mean = float(np.mean(headroom))
         rows.append(("before RL a probe's macro F1 is 8 points above SFT's", mean >= 0.08, f"{100 * mean:+z.1f}"))

@@ -282,6 +282,16 @@ def test_a_method_that_only_slides_along_the_curve_is_not_above_it(collected, tw
     )
 
 
+def test_a_curve_of_some_seeds_alone_gives_no_verdict(collected, two_seeds_are_all):
+    for path in collected.glob("curve-sft-5_*.npz"):
+        path.unlink()
+    seal(collected)
+    page = document.write(collected).read_text()
+    asked = "F1 above the operating curve of {}: the interval of the difference is above zero | {}"
+    assert asked.format("SFT", "not known: 1 of 2 seeds have the curve | **no**") in page
+    assert asked.format("SFT continued", "+") in page
+
+
 def test_a_resumed_job_leaves_the_time_unknown(collected, two_seeds_are_all):
     change_facts(collected, 5, lambda facts: facts["arms"]["valor"].update(resumed=True))
     change_facts(collected, 5, lambda facts: facts["jobs"]["sft-5"].update(resumed=True))

@@ -289,7 +289,7 @@ def _gpu(results: Results) -> str:
         rows.append(
             f"| {size} | {result['device']} | {result['ratio']:.2f}x | "
             f"{stock['completion_tokens_per_s']:.0f} / {ours['completion_tokens_per_s']:.0f} | {mfu} | "
-            f"{stock['peak_mb'] / 1024:.1f} / {ours['peak_mb'] / 1024:.1f} |"
+            f"{stock['peak_mb'] * 1e6 / 2**30:.1f} / {ours['peak_mb'] * 1e6 / 2**30:.1f} |"
         )
     head = ("model", "device", "time, stock / VALOR", "completion tokens/s", "MFU", "peak memory, GiB")
     words = f"Measured on {'; '.join(_places(found, 'gpu-'))}. Of each pair the first is stock TRL, the second VALOR."

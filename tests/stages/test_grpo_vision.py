@@ -14,9 +14,10 @@ from tiny_llava import world
 from valor import artifacts
 from valor.context import Context
 from valor.data.manifest import other_subjects
+from valor.errors import GuardStop
 from valor.models.loading import load_policy
 from valor.recipe import GrpoVisionSettings
-from valor.stages.grpo_vision import _normaliser, _tolerance, grpo_vision
+from valor.stages.grpo_vision import _normaliser, _tolerance, grpo_vision, trainer
 from valor.training.advantages import rank_advantages, standardised_advantages
 from valor.training.rows import grpo_rows, training_studies
 from valor.training.trainers import VisionGRPOTrainer
@@ -29,9 +30,9 @@ SIZE = {
 }
 
 
-def settings(**trainer) -> GrpoVisionSettings:
+def settings(similarity="statements", **trainer) -> GrpoVisionSettings:
     return GrpoVisionSettings(
-        similarity="paper", tolerance=1e-4, max_new_tokens=24, trainer={"max_steps": 4, **SIZE, **trainer}
+        similarity=similarity, tolerance=1e-4, max_new_tokens=24, trainer={"max_steps": 4, **SIZE, **trainer}
     )
 
 
@@ -77,7 +78,7 @@ def test_the_checkpoint_names_the_expert_as_a_parent(trained):
         "parent": artifacts.read_stamp(world().parent)["digest"],
         "expert": artifacts.read_stamp(world().expert)["digest"],
     }
-    assert {"unusable_ratio", "frac_groups_tied", "rewards/expert_paper_reward/mean"} <= info["history"][0].keys()
+    assert {"unusable_ratio", "frac_groups_tied", "rewards/expert_statements_reward/mean"} <= info["history"][0].keys()
 
 
 def test_a_trainer_checkpoint_holds_the_projector_and_its_optimizer_and_names_the_parent(trained):
@@ -128,6 +129,74 @@ def test_group_advantages_are_the_groups_standardised_rewards(tmp_path, monkeypa
     assert _normaliser(settings(), {}).func is rank_advantages
 
 
+@pytest.mark.parametrize("similarity", ["statements", "paper"])
+def test_the_loss_sees_the_ranks_of_the_experts_rewards_with_the_unusable_last(tmp_path, monkeypatch, similarity):
+    """Whatever TRL makes of the rewards: here a cut completion has the best of all."""
+    seen = {"rewards": [], "loss": []}
+    calculate, generate = VisionGRPOTrainer._calculate_rewards, VisionGRPOTrainer._generate_and_score_completions
+    compute_loss = VisionGRPOTrainer._compute_loss
+
+    def calculated(self, inputs, prompts, completions, ids):
+        seen["rewards"].append(calculate(self, inputs, prompts, completions, ids)[:, 0])
+        return seen["rewards"][-1][:, None]
+
+    def generated(self, inputs):
+        output = generate(self, inputs)
+        seen["trl"] = [seen["rewards"][-1].tolist(), output["advantages"].tolist()]
+        return output
+
+    def lost(self, model, inputs):
+        seen["loss"] += inputs["advantages"].tolist()
+        return compute_loss(self, model, inputs)
+
+    def cut(texts, cut, *, must_state):
+        assert must_state == (similarity == "statements")
+        seen["cut"] = [i % 4 == 1 for i in range(len(texts))]
+        return seen["cut"]
+
+    monkeypatch.setattr(VisionGRPOTrainer, "_calculate_rewards", calculated)
+    monkeypatch.setattr(VisionGRPOTrainer, "_generate_and_score_completions", generated)
+    monkeypatch.setattr(VisionGRPOTrainer, "_compute_loss", lost)
+    monkeypatch.setattr("valor.training.trainers.unusable", cut)
+    monkeypatch.setattr("valor.stages.grpo_vision.trainer", _with_reward(trainer))
+    grpo_vision(
+        settings(similarity, max_steps=1), dataset=world().dataset, parent=world().parent, expert=world().expert,
+        checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    rewards, advantages = seen["trl"]
+    assert rewards == REWARDS
+    ranks = rank_advantages(torch.tensor(rewards), group_size=4, tolerance=1e-4, unusable=torch.tensor(seen["cut"]))
+    assert advantages == pytest.approx(ranks.tolist())
+    assert sorted(seen["loss"]) == pytest.approx(sorted(ranks.tolist()))
+    assert advantages[1] == min(advantages[:4]) < 0
+
+
+REWARDS = [-0.25, 0.5, -0.5, -0.125, -2.0, 0.25, -0.25, -1.0]
+
+
+def _with_reward(build):
+    def expert_statements_reward(completions, image_embed, **_):
+        assert len(image_embed) == len(completions) == len(REWARDS)
+        return REWARDS
+
+    def built(*args, **kwargs):
+        return build(*args, **{**kwargs, "reward": expert_statements_reward})
+
+    return built
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
+def test_a_reward_that_is_no_number_stops_the_stage(tmp_path, monkeypatch, broken):
+    monkeypatch.setattr(sys.modules[__name__], "REWARDS", [*REWARDS[:-1], broken])
+    monkeypatch.setattr("valor.stages.grpo_vision.trainer", _with_reward(trainer))
+    with pytest.raises(GuardStop, match=r"^step 1: a reward is (nan|inf); .*calibration"):
+        grpo_vision(
+            settings(), dataset=world().dataset, parent=world().parent, expert=world().expert,
+            checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
+        )  # fmt: skip
+    assert not (tmp_path / "checkpoint").exists()
+
+
 @pytest.mark.slow
 def test_survives_sigkill(tmp_path):
     metrics = survives_a_kill(
@@ -139,7 +208,7 @@ def test_survives_sigkill(tmp_path):
 
 def test_the_tolerance_is_the_recipes_or_else_the_noise_that_the_experts_gate_measured(caplog):
     gate = {"paraphrase_noise": {"paper": 0.004, "statements": None}}
-    unset = settings().model_copy(update={"tolerance": None})
+    unset = settings("paper").model_copy(update={"tolerance": None})
     assert _tolerance(settings(), gate) == 1e-4
     assert _tolerance(unset, gate) == 0.004
     for similarity, known in (("statements", gate), ("paper", {"measured": False})):

@@ -177,7 +177,7 @@ def test_a_parent_with_a_weight_that_is_no_number_is_refused(tmp_path):
         open_policy(settings(), parent=tmp_path / "broken", **chosen)
 
 
-@pytest.mark.parametrize("key", ["loss", "grad_norm", "reward"])
+@pytest.mark.parametrize("key", ["loss", "grad_norm"])
 def test_a_number_of_the_log_that_is_none_stops_the_stage(key):
     from types import SimpleNamespace
 

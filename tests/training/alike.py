@@ -1,14 +1,15 @@
 """Workers for the tests of `valor.training.launch`: their draws do not depend on how many of them share a batch.
 
 `python -m alike FOLDER` is started by `accelerate launch` in place of `valor.stages.worker`. VALOR_TEST_WORKER says
-what it does: `train`, `fail`, `fail-in-step`, `wait`, `interrupt` or `all`. Nothing heavy is imported before that is
-known.
+what it does: `train`, `fail`, `fail-in-step`, `die-in-step`, `wait`, `interrupt` or `all`. Nothing heavy is imported
+before that is known.
 """
 
 import functools
 import json
 import os
 import random
+import signal
 import sys
 import time
 from pathlib import Path
@@ -40,9 +41,7 @@ def grpo_settings(kind: str, *, processes: int):
     }  # fmt: skip
     if kind == "text":
         return GrpoTextSettings(processes=processes, max_new_tokens=16, trainer=trainer)
-    return GrpoVisionSettings(
-        processes=processes, similarity="paper", tolerance=1e-4, max_new_tokens=24, trainer=trainer
-    )
+    return GrpoVisionSettings(processes=processes, max_new_tokens=24, trainer=trainer)
 
 
 def train_grpo(kind: str, *, processes: int, path: Path, world: dict[str, str]) -> None:
@@ -116,6 +115,19 @@ def _interrupt(folder: Path) -> int:
 def _fail_in_step(folder: Path) -> int:
     """Train until the last process alone fails in a step in which the others wait for it."""
     from valor.errors import UserError
+
+    def fail():
+        raise UserError("process 1: no such study")
+
+    return _train_until(fail, folder)
+
+
+def _die_in_step(folder: Path) -> int:
+    """Train until the last process alone is killed in a step in which the others wait for it."""
+    return _train_until(lambda: os.kill(os.getpid(), signal.SIGKILL), folder)
+
+
+def _train_until(end, folder: Path) -> int:
     from valor.stages import worker
     from valor.training.trainers import ReportSFTTrainer
 
@@ -123,7 +135,7 @@ def _fail_in_step(folder: Path) -> int:
 
     def step(self, *args, **kwargs):
         if os.environ["RANK"] == "1" and self.state.global_step + 1 == STOP:
-            raise UserError("process 1: no such study")
+            end()
         return training_step(self, *args, **kwargs)
 
     ReportSFTTrainer.training_step = step
@@ -245,7 +257,13 @@ def main(folder: Path) -> int:
     return WORKERS[mode](folder)
 
 
-WORKERS = {"train": _train, "fail-in-step": _fail_in_step, "interrupt": _interrupt, "all": _all}
+WORKERS = {
+    "train": _train,
+    "fail-in-step": _fail_in_step,
+    "die-in-step": _die_in_step,
+    "interrupt": _interrupt,
+    "all": _all,
+}
 
 
 if __name__ == "__main__":

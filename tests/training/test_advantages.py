@@ -69,12 +69,6 @@ def test_a_tied_group_gets_nothing_and_its_neighbour_is_untouched():
     assert values[3:] == advantages(0.1, 0.2, 0.9)
 
 
-def test_nan_ranks_last_and_not_at_the_median():
-    values = advantages(0.1, math.nan, 0.2, 0.3)
-    assert values[1] == min(values) < values[0]
-    assert advantages(math.nan, math.nan, 0.1, 0.2)[0] == advantages(math.nan, math.nan, 0.1, 0.2)[1] < 0
-
-
 def test_unusable_ranks_last_whatever_its_reward():
     values = advantages(0.1, 9.0, 0.2, 0.3, unusable=[False, True, False, False])
     assert values[1] == min(values)
@@ -87,7 +81,7 @@ def test_the_worst_usable_beats_the_unusable_even_within_the_tolerance():
 
 
 def test_a_group_of_unusable_ones_is_tied():
-    assert advantages(math.nan, 0.2, unusable=[False, True]) == [0.0, 0.0]
+    assert advantages(0.1, 0.2, unusable=[True, True]) == [0.0, 0.0]
 
 
 def test_infinite_rewards_are_ordered():
@@ -138,8 +132,8 @@ def test_standardised_is_scale_free_and_keeps_distances():
 
 def test_an_unusable_completion_does_not_drown_the_differences_of_a_standardised_group():
     usable = [-0.38, -0.40, -0.42, -0.45]
-    rewards = torch.tensor([*usable, -10.0, math.nan])
-    mask = torch.tensor([False] * 4 + [True, False])
+    rewards = torch.tensor([*usable, -10.0, 9.0])
+    mask = torch.tensor([False] * 4 + [True, True])
     found = standardised_advantages(rewards, group_size=6, unusable=mask)
     below = -0.45 - torch.tensor(usable).std(correction=0).item()
     worst = standardised_advantages(torch.tensor([*usable, below, below]), group_size=6)

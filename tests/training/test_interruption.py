@@ -33,7 +33,7 @@ STAGES = {
     "sft": (SFT, {"base": "base"}),
     "grpo_text": (GrpoTextSettings(max_new_tokens=16, trainer=GRPO), {"parent": "parent"}),
     "grpo_vision": (
-        GrpoVisionSettings(max_new_tokens=16, similarity="paper", tolerance=0.01, trainer=GRPO),
+        GrpoVisionSettings(max_new_tokens=24, trainer=GRPO),
         {"parent": "parent", "expert": "expert"},
     ),
 }

@@ -20,7 +20,7 @@ from tiny_llava import world
 
 from valor import artifacts, stages
 from valor.context import Context
-from valor.errors import GuardStop, Interrupted, UserError, ValorError
+from valor.errors import GuardStop, Interrupted, ResourceError, UserError, ValorError
 from valor.stages import worker
 from valor.training import launch
 from valor.training.processes import Node, accelerate_config
@@ -104,6 +104,14 @@ def test_the_first_verdict_of_any_process_is_the_stages_and_ends_the_others(tmp_
     with pytest.raises(UserError, match=r"process 1: no such study .*not tried again"):
         sft(tmp_path, "two", processes=2, pipeline_run="r")
     assert not (tmp_path / "two").exists()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_is_told_from_one_that_fails(tmp_path, workers):
+    """The others end for their lost connection, which is no verdict of the stage's."""
+    workers("die-in-step")
+    with pytest.raises(ResourceError, match=r"^sft: one of its processes ended without a word .*lack of memory"):
+        sft(tmp_path, "two", processes=2)
 
 
 def _node(rank: int, port: int, root: Path) -> None:

@@ -1,4 +1,4 @@
-"""The trainer subclasses: resume restores weights and order, ranks survive a split group, no text in the log."""
+"""The trainer subclasses: resume restores weights and order, no text in the log."""
 
 # ruff: noqa: PT012 - what fails here is a block: a process that did something and then died.
 

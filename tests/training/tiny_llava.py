@@ -62,7 +62,9 @@ def write_policy(path: Path, *, prompt: str = PROMPT) -> Path:
 
 
 def write_expert(path: Path) -> Path:
-    """Write a tiny CLIP with random weights: a dual encoder whose opinions are arbitrary but fixed."""
+    """Write a tiny CLIP with random weights and a gate: a dual encoder whose opinions are arbitrary but fixed."""
+    from valor.clinical.vocabulary import OBSERVATIONS
+    from valor.models.expert import GATE_FILE
     from valor.models.tiny import build_clip
     from valor.recipe import PhantomExpert
 
@@ -70,6 +72,11 @@ def write_expert(path: Path) -> Path:
     path.mkdir(parents=True)
     for part in build_clip(sizes, texts(), seed=3):
         part.save_pretrained(path)
+    place = {"scale": 20.0, "bias": [0.0] * 3, "prior": [1 / 3] * 3}
+    calibration = {finding: {"scale": 50.0, "bias": 0.0, "side": place, "zone": place} for finding in OBSERVATIONS}
+    noise = {"paper": 1e-4, "statements": 1e-3}
+    gate = {"measured": True, "masked": [], "calibration": calibration, "paraphrase_noise": noise}
+    artifacts.write_json(path / GATE_FILE, gate)
     artifacts.write_checkpoint_info(path, stage="fetch_models", parents={})
     artifacts.stamp(path, kind="expert", stage="fetch_models")
     return path

@@ -112,10 +112,16 @@ _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "save_strategy": ("steps", "no"),
     # The guards look at log lines, and the first of them is what they compare with.
     "logging_strategy": ("steps",),
-    "train_sampling_strategy": ("random", "sequential", "group_by_length", "batch_rebalance"),
+    # TRL's own order of prompts, whatever it says.
+    "train_sampling_strategy": ("random",),
 }
 """What TRL knows of GRPO's variants, which it looks at after the first generation only, and when a stage may save."""
-_SFT_CHOICES = {**_CHOICES, "loss_type": ("nll", "dft", "chunked_nll")}
+_SFT_CHOICES = {
+    **_CHOICES,
+    "loss_type": ("nll", "dft", "chunked_nll"),
+    # Not "batch_rebalance", which wants rows of tokens.
+    "train_sampling_strategy": ("random", "sequential", "group_by_length"),
+}
 _ONE_SAMPLE = ("num_beams", "num_return_sequences")
 _SET_ELSEWHERE = {
     "max_new_tokens": "the stage's max_new_tokens",

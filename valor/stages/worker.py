@@ -30,6 +30,7 @@ def main(folder: Path) -> int:
     rank = int(os.environ["RANK"])
     level = logging.WARNING if rank else logging.INFO
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
+    lost = False
     try:
         _train(folder, first=rank == 0)
     except ValorError as error:
@@ -38,11 +39,12 @@ def main(folder: Path) -> int:
     except Exception as error:
         # Its text may quote data, so only its type leaves the log.
         exit_code, line = 1, f"process {rank}: {type(error).__name__}; the traceback is in the task's log"
+        lost = launch.is_lost_connection(error)
         print_traceback(error)
     else:
         return 0
     with contextlib.suppress(OSError):
-        launch.write_verdict(folder, rank=rank, exit_code=exit_code, error=line)
+        launch.write_verdict(folder, rank=rank, exit_code=exit_code, error=line, lost=lost)
     return exit_code
 
 

@@ -25,11 +25,11 @@ def rank_advantages(
 
     Sorted from the best down, a rank opens at the first reward not yet placed and takes in every reward at most
     `tolerance` below it, so rewards that share a rank never differ by more than the tolerance: near neighbours cannot
-    chain a whole group together. A rank's value is the average of the places it covers. NaN and `unusable` rewards
-    share one rank below all others, whatever their value.
+    chain a whole group together. A rank's value is the average of the places it covers. `unusable` rewards share one
+    rank below all others, whatever their value.
 
     Args:
-        rewards: (N,) float, groups one after the other; NaN means that the completion could not be scored.
+        rewards: (N,) float, finite, groups one after the other.
         group_size: completions per prompt; divides N.
         tolerance: rewards closer than this are equal; at 0, those that differ by no more than float32's rounding.
         unusable: (N,) bool, completions that must rank last (empty, truncated).
@@ -47,7 +47,6 @@ def rank_advantages(
     if not tolerance >= 0:
         raise ValueError(f"tolerance is {tolerance}, expected >= 0")
     values = rewards.detach().to("cpu", torch.float64).clone()
-    values[values.isnan()] = -torch.inf
     if unusable is not None:
         values[unusable.to("cpu")] = -torch.inf
     ranks = torch.tensor(
@@ -66,11 +65,11 @@ def standardised_advantages(
 ) -> "torch.Tensor":
     """Return rewards centred and scaled by the deviation of their group.
 
-    NaN and `unusable` rewards are put one deviation of the usable ones below the least of them (anywhere below, where
-    those do not differ): their own value lies so far below that it would be the whole of the group's deviation.
+    `unusable` rewards are put one deviation of the usable ones below the least of them (anywhere below, where those do
+    not differ): their own value lies so far below that it would be the whole of the group's deviation.
 
     Args:
-        rewards: (N,) float, groups one after the other.
+        rewards: (N,) float, finite, groups one after the other.
         group_size: completions per prompt; divides N.
         unusable: (N,) bool.
 
@@ -80,9 +79,9 @@ def standardised_advantages(
     import torch
 
     values = rewards.detach().to("cpu", torch.float64).view(-1, group_size)
-    bad = values.isnan()
+    bad = torch.zeros_like(values, dtype=torch.bool)
     if unusable is not None:
-        bad = bad | unusable.to("cpu").view(-1, group_size)
+        bad = unusable.to("cpu").view(-1, group_size)
     usable = (~bad).sum(dim=1, keepdim=True).clamp(min=1)
     kept = values.masked_fill(bad, 0.0)
     mean = kept.sum(dim=1, keepdim=True) / usable

@@ -50,11 +50,11 @@ class ReportProgress(TrainerCallback):
 
 
 class StopOnNan(TrainerCallback):
-    """The guard of every stage: a loss, gradient or reward that is no number will not become one again."""
+    """The guard of every stage: a loss or gradient that is no number will not become one again."""
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
         """Stop at the first log line with a NaN or an infinity, before the checkpoint of that step."""
-        for key in ("loss", "grad_norm", "reward"):
+        for key in ("loss", "grad_norm"):
             value = (logs or {}).get(key)
             if isinstance(value, int | float) and not math.isfinite(value):
                 raise GuardStop(

@@ -27,7 +27,7 @@ from valor.training.lora import lora_config, merge_adapters
 from valor.training.memo import TowerMemo, is_sharded
 from valor.training.processes import name_layers_to_shard
 from valor.training.prompts import SharedPrompts
-from valor.training.rows import training_studies
+from valor.training.rows import require_no_image_token, training_studies
 from valor.training.work import Work, open_work
 
 log = logging.getLogger(__name__)
@@ -158,6 +158,7 @@ def open_policy(
 
     Raises:
         UserError: the model has no projector that VALOR knows.
+        DataError: a report holds the processor's image token.
         IntegrityError: a weight is no number.
     """
     model, processor = load_policy(parent)
@@ -171,6 +172,7 @@ def open_policy(
         # from all the processes: they would wait for each other for ever.
         log.info("strategy %s: generation computes a prompt once per completion", settings.strategy)
     studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
+    require_no_image_token(studies, processor)
     return Policy(model, processor, prompt_of(parent), studies, output_dir), [part for part in speedups if part]
 
 

@@ -190,23 +190,33 @@ def _end(launcher: "subprocess.Popen[bytes]") -> None:
     launcher.wait()
 
 
-def write_verdict(folder: Path, *, rank: int, exit_code: int, error: str) -> None:
-    """Leave a worker's failure for the parent."""
-    verdict = {"exit_code": exit_code, "error": error, "time": time.time()}
+def write_verdict(folder: Path, *, rank: int, exit_code: int, error: str, lost: bool = False) -> None:
+    """Leave a worker's failure for the parent; `lost` where another worker's end was all that ailed it."""
+    verdict = {"exit_code": exit_code, "error": error, "lost": lost, "time": time.time()}
     artifacts.write_json(folder / f"verdict-{rank}.json", verdict)
+
+
+def is_lost_connection(error: Exception) -> bool:
+    """Tell whether an error says no more than that another process is gone."""
+    from torch.distributed import DistBackendError, DistNetworkError
+
+    # gloo has no class of its own for it.
+    gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+    return isinstance(error, DistBackendError | DistNetworkError) or any(words in str(error) for words in gone)
 
 
 def _failure(stage: str, settings: TrainStage, folder: Path, *, status: int, told: bool) -> ValorError:
     """Return what the first worker that failed said. Where one ends, the others fail for their lost connection."""
     verdicts = [artifacts.read_json(path) for path in folder.glob("verdict-*.json")]
-    if verdicts:
-        first = min(verdicts, key=lambda verdict: (verdict["exit_code"] == 1, verdict["time"]))
+    if own := [verdict for verdict in verdicts if not verdict["lost"]]:
+        first = min(own, key=lambda verdict: (verdict["exit_code"] == 1, verdict["time"]))
         return BY_EXIT_CODE.get(first["exit_code"], ValorError)(first["error"])
     if told:
         return Interrupted(f"{stage}: told to end before its first checkpoint; run again")
+    who = "one of its processes" if verdicts else f"its {settings.processes} processes"
     return ResourceError(
-        f"{stage}: its {settings.processes} processes ended without a word (accelerate launch: exit status "
-        f"{status}); was one killed for lack of memory? The log says more"
+        f"{stage}: {who} ended without a word (accelerate launch: exit status {status}); was one killed for lack of "
+        "memory? The log says more"
     )
 
 

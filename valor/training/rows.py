@@ -45,6 +45,16 @@ def training_studies(dataset: Path, *, studies: int, seed: int, share: tuple[flo
     return [every[i] for i in sorted(chosen)]
 
 
+def require_no_image_token(studies: Sequence[Study], processor: Any) -> None:
+    """Raise DataError where a report holds the processor's image token: it would look for an image to each."""
+    for study in studies:
+        if processor.image_token in study.text:
+            raise DataError(
+                f"study {study.study_id}: its report holds {processor.image_token!r}, which stands for an image "
+                "here; take it out of the report and ingest the data again"
+            )
+
+
 class Pixels:
     """The studies' images at the model's size: (N, H, W) uint8, bright is dense.
 
@@ -81,15 +91,8 @@ def sft_rows(studies: Sequence[Study], processor: Any, *, prompt: str) -> Any:
     """Return a `datasets.Dataset` of prompt, completion and image: loss falls on the report alone.
 
     Raises:
-        DataError: a report holds the processor's image token, or an image cannot be decoded.
+        DataError: an image cannot be decoded.
     """
-    for study in studies:
-        # The processor would look for an image to each, and fail at that study's batch.
-        if processor.image_token in study.text:
-            raise DataError(
-                f"study {study.study_id}: its report holds {processor.image_token!r}, which stands for an image "
-                "here; take it out of the report and ingest the data again"
-            )
     pixels = Pixels(studies, processor)
     return _dataset(
         len(studies),

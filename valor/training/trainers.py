@@ -20,6 +20,7 @@ from trl import GRPOTrainer, SFTTrainer
 from trl.trainer.utils import RepeatSampler
 
 from valor import artifacts
+from valor.errors import GuardStop
 from valor.rewards.completions import completion_text, were_cut
 from valor.rewards.expert import unusable
 from valor.training.guards import stated_findings
@@ -183,7 +184,15 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
             for value in values:
                 # TRL averages over all that is logged until its next log line, of all processes.
                 self._log_metric(key, value)
-        return super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        # Gathered already, so all processes stop. TRL would leave a NaN out of what it logs and of the advantages.
+        if not rewards.isfinite().all():
+            broken = rewards[~rewards.isfinite()][0].item()
+            raise GuardStop(
+                f"step {self.state.global_step + 1}: a reward is {broken}; its expert's calibration or weights "
+                "may hold one"
+            )
+        return rewards
 
     def _looks_at_micro_batches(self) -> bool:
         """Tell whether the loss depends on which completions share a micro-batch, as a mean or quantile of its tokens.
@@ -256,7 +265,7 @@ class VisionGRPOTrainer(ReportGRPOTrainer):
         cut = were_cut(completion_ids_list, count=len(completions), eos_token_ids=self.eos_token_ids)
         texts = [completion_text(completion) for completion in completions]
         local = unusable(texts, cut, must_state=self._must_state)
-        last = gather(torch.tensor(local, device=rewards.device)) | rewards.isnan().any(dim=1)
+        last = gather(torch.tensor(local, device=rewards.device))
         total = (rewards * self.reward_weights.to(rewards.device)).sum(dim=1)
         group_size: int = self.num_generations  # type: ignore[assignment]
         self._normalised = self._normalise(total, group_size=group_size, unusable=last)

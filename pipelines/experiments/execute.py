@@ -20,7 +20,7 @@ _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers"
 
 
 def execute(job: Job, root: Path, *, code: str) -> None:
-    """Run a job and write its record; what it prints goes to `log` in its folder.
+    """Run a job and write its record; what it prints goes to `logs` in its folder.
 
     Args:
         job: what to run.
@@ -43,7 +43,8 @@ def execute(job: Job, root: Path, *, code: str) -> None:
     begun, processor = time.monotonic(), _processor_seconds()
     outputs = {name: folder / name for name in job.outputs}
     inputs = {name: output.path(root) for name, output in job.inputs.items()}
-    metrics = OWN.get(job.stage, _stage)(job, root, inputs, outputs)
+    with stages.log_to_file(_task(job)):
+        metrics = OWN.get(job.stage, _stage)(job, root, inputs, outputs)
     artifacts.write_json(
         folder / RECORD,
         {
@@ -82,8 +83,12 @@ def code_digest() -> str:
     return artifacts.digest_value([artifacts.digest_code(_CODE, _LIBRARIES), own])[:12]
 
 
+def _task(job: Job) -> str:
+    return f"{job.stage}-{job.key[:6]}"
+
+
 def _stage(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
-    context = Context(task=f"{job.stage}-{job.key[:6]}", work_root=str(root / "work"), models_root=str(root / "models"))
+    context = Context(task=_task(job), work_root=str(root / "work"), models_root=str(root / "models"))
     result = stages.run(
         job.stage,
         settings_json=json.dumps(dict(job.settings)),
@@ -97,7 +102,7 @@ def _stage(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Pat
 
 def _data(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
     """Draw the phantom and make dataset and evidence of it, as the pipeline's first tasks do."""
-    context = Context(task=f"data-{job.key[:6]}", work_root=str(root / "work"))
+    context = Context(task=_task(job), work_root=str(root / "work"))
     settings = json.dumps(dict(job.settings))
     places = {"root": "phantom", "annotations_root": ""}
     from valor.data.shards import plan_shards

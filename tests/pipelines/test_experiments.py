@@ -756,7 +756,7 @@ def tiny_seed() -> Seed:
 
 
 @pytest.mark.slow
-def test_experiments_on_real_models_end_in_a_page(tmp_path, monkeypatch):
+def test_experiments_on_real_models_end_in_a_page(tmp_path, monkeypatch, capfd):
     seed, folder = tiny_seed(), tmp_path / "results"
     for module in (arms, collect, ledger):
         monkeypatch.setattr(module, "Seed", lambda number: seed)
@@ -765,6 +765,7 @@ def test_experiments_on_real_models_end_in_a_page(tmp_path, monkeypatch):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     page = command.run_all(["sft", "truth"], seeds=[5], cores=2, folder=folder)
     assert os.environ["VALOR_HOME"] == str(tmp_path / "home")
+    assert "Loading weights" not in "".join(capfd.readouterr())
     assert "HF_HUB_OFFLINE" not in os.environ
     assert "| Stage 2 on truth | 1 |" in page.read_text()
     assert set(artifacts.read_json(folder / "facts-5.json")["arms"]) == {"sft", "truth"}

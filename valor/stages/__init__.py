@@ -82,7 +82,7 @@ def run(
 
     inputs, outputs, values = dict(inputs or {}), dict(outputs or {}), dict(values or {})
     progress.set_task(context.task or stage)
-    with _log_to_file(context.task or stage), _verdict(stage):
+    with log_to_file(context.task or stage), _verdict(stage):
         progress.emit("start", stage=stage)
         settings = parse_section(stage, settings_json)
         function = function_of(stage)
@@ -257,7 +257,7 @@ def _earlier(error: BaseException) -> BaseException | None:
 
 
 @contextlib.contextmanager
-def _log_to_file(task: str) -> Iterator[None]:
+def log_to_file(task: str) -> Iterator[None]:
     """Send this process's output to `VALOR_RUN_DIR/logs/<task>.log` where the local runner asks for it."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", force=True)
     # A line per image.

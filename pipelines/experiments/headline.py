@@ -74,7 +74,7 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
     ]
     for name in CURVES:
         asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
-        stands = found.above_best(name, FINAL) if name in found.curves else None
+        stands = found.above_best(name, FINAL)
         drawn = len(stands[2].seeds) if stands else 0
         if stands and drawn >= wanted:
             rows.append((asked, stands[2].low > 0, f"{100 * stands[2].low:+z.1f} at least"))

@@ -64,7 +64,7 @@ class Outcomes:
         Returns:
             The bias at which each seed's curve is best, the curve's mean F1 there, and the arm's F1 minus that.
         """
-        by_seed, measure = self.curves[curve], self.measures["truth_f1_micro"]
+        by_seed, measure = self.curves.get(curve, {}), self.measures["truth_f1_micro"]
         seeds = sorted(set(by_seed) & set(self.tables.get(arm, ())))
         if not seeds:
             return None

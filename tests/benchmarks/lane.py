@@ -349,7 +349,7 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
     from architectures import build
     from transformers import PrinterCallback, set_seed
 
-    from valor.training.course import choose_trained
+    from valor.training.parts import choose_trained
 
     warnings.filterwarnings("ignore")
     reports = [f"FINDINGS: {findings} IMPRESSION: {impression}" for findings, impression in reports_only(256)]

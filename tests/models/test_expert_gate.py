@@ -7,6 +7,7 @@ import torch
 from valor.clinical.labeler import mentions
 from valor.clinical.vocabulary import OBSERVATIONS
 from valor.models import expert_gate
+from valor.models.calibration import calibrate_presence
 from valor.models.statements import Statements, absent, assertions, present
 from valor.recipe import ExpertGate
 
@@ -108,8 +109,8 @@ def test_a_rare_finding_is_seen_in_more_cases_than_its_naming_pays():
     rng = np.random.default_rng(0)
     says = ["positive"] * 20 + ["negative"] * 380
     margin = rng.normal(size=400) + 1.8 * (np.arange(400) < 20)
-    row, _ = expert_gate._finding(margin, says)
-    common, _ = expert_gate._finding(np.concatenate([margin, *[margin[:20]] * 19]), says + says[:20] * 19)
+    row, _ = calibrate_presence(margin, says)
+    common, _ = calibrate_presence(np.concatenate([margin, *[margin[:20]] * 19]), says + says[:20] * 19)
     assert row["pays"] + 0.2 < row["deletion"]
     assert row["pays_falsely"] < 0.05
     assert common["pays"] >= common["deletion"]

@@ -132,17 +132,18 @@ def test_group_advantages_are_the_groups_standardised_rewards(tmp_path, monkeypa
 @pytest.mark.parametrize("similarity", ["statements", "paper"])
 def test_the_loss_sees_the_ranks_of_the_experts_rewards_with_the_unusable_last(tmp_path, monkeypatch, similarity):
     """Whatever TRL makes of the rewards: here a cut completion has the best of all."""
-    seen = {"rewards": [], "loss": []}
+    seen = {"loss": []}
     calculate, generate = VisionGRPOTrainer._calculate_rewards, VisionGRPOTrainer._generate_and_score_completions
     compute_loss = VisionGRPOTrainer._compute_loss
 
     def calculated(self, inputs, prompts, completions, ids):
-        seen["rewards"].append(calculate(self, inputs, prompts, completions, ids)[:, 0])
-        return seen["rewards"][-1][:, None]
+        rewards = calculate(self, inputs, prompts, completions, ids)
+        seen["rewards"] = rewards[:, 0].tolist()
+        return rewards
 
     def generated(self, inputs):
         output = generate(self, inputs)
-        seen["trl"] = [seen["rewards"][-1].tolist(), output["advantages"].tolist()]
+        seen["advantages"] = output["advantages"].tolist()
         return output
 
     def lost(self, model, inputs):
@@ -163,7 +164,7 @@ def test_the_loss_sees_the_ranks_of_the_experts_rewards_with_the_unusable_last(t
         settings(similarity, max_steps=1), dataset=world().dataset, parent=world().parent, expert=world().expert,
         checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
     )  # fmt: skip
-    rewards, advantages = seen["trl"]
+    rewards, advantages = seen["rewards"], seen["advantages"]
     assert rewards == REWARDS
     ranks = rank_advantages(torch.tensor(rewards), group_size=4, tolerance=1e-4, unusable=torch.tensor(seen["cut"]))
     assert advantages == pytest.approx(ranks.tolist())

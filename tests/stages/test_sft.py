@@ -1,5 +1,6 @@
 """The sft stage, end to end on a tiny LLaVA."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from tiny_llava import PROMPT, world
 
 from valor import artifacts
 from valor.context import Context
-from valor.errors import GuardStop, IntegrityError, ServiceError, UserError
+from valor.errors import DataError, GuardStop, IntegrityError, ServiceError, UserError
 from valor.models.loading import load_policy, prompt_of, save_policy
 from valor.recipe import SftSettings
 from valor.stages.sft import sft
+from valor.training.rows import training_studies
 
 SIZE = {"per_device_train_batch_size": 4, "learning_rate": 1e-3, "logging_steps": 1}
 
@@ -175,6 +177,20 @@ def test_a_parent_with_a_weight_that_is_no_number_is_refused(tmp_path):
     save_policy(model, processor, tmp_path / "broken", stage="sft", parents={}, prompt=PROMPT)
     with pytest.raises(IntegrityError, match=r"/broken: model\.vision_tower\..* holds a NaN or an infinity"):
         open_policy(settings(), parent=tmp_path / "broken", **chosen)
+
+
+def test_a_report_that_holds_the_image_token_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    from valor.training import course
+
+    def odd(*args, **kwargs):
+        first, *others = training_studies(*args, **kwargs)
+        return [dataclasses.replace(first, findings="Private <image> words."), *others]
+
+    chosen = {"parent": world().base, "dataset": world().dataset, "output_dir": tmp_path, "projector_only": True}
+    assert course.open_policy(settings(), **chosen)
+    monkeypatch.setattr(course, "training_studies", odd)
+    with pytest.raises(DataError, match="its report holds '<image>'"):
+        course.open_policy(settings(), **chosen)
 
 
 @pytest.mark.parametrize("key", ["loss", "grad_norm"])

@@ -152,7 +152,7 @@ def test_adapters_continue_exactly(tmp_path, monkeypatch, function, settings, pa
 
 def trainer_of(tmp_path: Path, *, source: Path, projector_only: bool = False):
     from valor.training.arguments import sft_arguments
-    from valor.training.course import choose_trained
+    from valor.training.parts import choose_trained
     from valor.training.rows import sft_rows, training_studies
     from valor.training.trainers import ReportSFTTrainer
 

@@ -11,34 +11,26 @@ figures are bounds from below.
 """
 
 import itertools
-import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from valor.clinical.labeler import mentions
-from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES
+from valor.clinical.vocabulary import OBSERVATIONS
+from valor.models.calibration import MIN_CASES, Assertion, add_places, calibrate_presence
 from valor.models.expert import BATCH
 from valor.models.sentences import reversed_polarity, sentences, swap_sides
-from valor.models.statements import ODDS, SIDED, ZONED, Margins, Statements, assertions
+from valor.models.statements import SIDED, Margins, Statements, assertions
 from valor.recipe import ExpertGate
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
 
     from valor.models.expert import Expert
 
-log = logging.getLogger(__name__)
-
-MIN_CASES = 8
-"""Fewer positive reports of a finding than this measure nothing."""
-_MAX_SCALE = 50.0
 _MEASURES = ("auc", "negation", "deletion")
-_Assertion = tuple[str, str | None, str | None]
-"""What a report says of a finding: label, side and zone."""
 _Outcomes = dict[str, list[bool]]
 """Whether the expert preferred the right one of two sentences, by finding or by polarity."""
-_SILENT: _Assertion = ("negative", None, None)
+_SILENT: Assertion = ("negative", None, None)
 
 
 def measure(
@@ -59,7 +51,7 @@ def measure(
     findings, calibration = {}, {}
     for column, finding in enumerate(OBSERVATIONS):
         says = [own.get(finding, _SILENT)[0] for own in read]
-        entry, line = _finding(presence[:, column], says)
+        entry, line = calibrate_presence(presence[:, column], says)
         entry |= _negation(negations[finding])
         entry |= {"side_swap": _rate(swaps[finding]), "side_pairs": len(swaps[finding])}
         entry |= _verdict(finding, entry, thresholds)
@@ -67,7 +59,7 @@ def measure(
         if line:
             calibration[finding] = line
     masked_sides = [f for f in SIDED if findings[f]["masked_side"]]
-    _add_places(calibration, margins, image_embeds, read, masked=masked_sides)
+    add_places(calibration, margins, image_embeds, read, masked=masked_sides)
     masked = [f for f in OBSERVATIONS if findings[f]["masked"]]
     return {
         "measured": True,
@@ -115,58 +107,11 @@ def metrics(gate: dict[str, Any]) -> dict[str, float]:
     return values | {"expert_masked_findings": float(len(gate["masked"]))}
 
 
-def _finding(margin: "np.ndarray", says: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a finding's AUC and deletion accuracy, and its calibration (empty where there are too few cases)."""
-    import numpy as np
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.metrics import roc_auc_score
-
-    sure = np.array([value != "uncertain" for value in says])
-    truth = np.array([value == "positive" for value in says])[sure]
-    entry: dict[str, Any] = {"positives": int(truth.sum()), "auc": None, "deletion": None}
-    entry |= {"pays": None, "pays_falsely": None}
-    if min(truth.sum(), (~truth).sum()) < MIN_CASES:
-        return entry, {}
-    values = margin[sure]
-    spread = float(values.std()) or 1.0
-    fit = LogisticRegression(C=10.0).fit(values[:, None] / spread, truth)
-    centre = (float(values[truth].mean()) + float(values[~truth].mean())) / 2
-    entry["auc"] = float(roc_auc_score(truth, values))
-    # The centre, not where the reward's odds begin to pay: for a rare finding that is far beyond most true cases.
-    entry["deletion"] = float((values[truth] > centre).mean())
-    # Where they do begin to pay is told beside it, at the default odds: of the true cases, and of all others.
-    pays = fit.predict_proba(values[:, None] / spread)[:, 1] >= 1 / (1 + ODDS)
-    entry["pays"], entry["pays_falsely"] = float(pays[truth].mean()), float(pays[~truth].mean())
-    scale, bias = float(fit.coef_[0, 0]) / spread, float(fit.intercept_[0])
-    return entry, {"scale": scale, "bias": bias}
-
-
-def _add_places(
-    calibration: dict[str, dict[str, Any]],
-    margins: Margins,
-    image_embeds: "torch.Tensor",
-    read: Sequence[dict[str, _Assertion]],
-    *,
-    masked: Sequence[str],
-) -> None:
-    """Add the calibrated choice of side and zone to the findings that have enough placed cases."""
-    for key, names, places, cosines, part in (
-        ("side", SIDED, SIDES, margins.sides(image_embeds).numpy(), 1),
-        ("zone", ZONED, ZONES, margins.zones(image_embeds).numpy(), 2),
-    ):
-        for finding in names:
-            if finding in calibration and finding not in masked:
-                rows = [
-                    (i, places.index(own[finding][part])) for i, own in enumerate(read) if _placed(own, finding, part)
-                ]
-                calibration[finding][key] = _calibrate_place(cosines[:, OBSERVATIONS.index(finding)], rows)
-
-
 def _statements_noise(
     expert: "Expert",
     image_embeds: "torch.Tensor",
     reports: Sequence[str],
-    read: Sequence[dict[str, _Assertion]],
+    read: Sequence[dict[str, Assertion]],
     *,
     masked: Sequence[str],
     masked_sides: Sequence[str],
@@ -184,11 +129,11 @@ def _statements_noise(
         presence = margins.presence(image_embeds).numpy()
         for column, finding in enumerate(OBSERVATIONS):
             says = [own.get(finding, _SILENT)[0] for own in read]
-            if line := _finding(presence[:, column], says)[1]:
+            if line := calibrate_presence(presence[:, column], says)[1]:
                 calibration[finding] = line
         if not set(calibration) - set(masked):
             return None
-        _add_places(calibration, margins, image_embeds, read, masked=masked_sides)
+        add_places(calibration, margins, image_embeds, read, masked=masked_sides)
         scored = Statements(margins, calibration, masked=masked)
         others = [*reports[1:], reports[0]]
         scores = [np.array(scored.log_probability(image_embeds, texts)) for texts in (reports, others)]
@@ -200,7 +145,7 @@ def _paper_noise(
     expert: "Expert",
     image_embeds: "torch.Tensor",
     reports: Sequence[str],
-    read: Sequence[dict[str, _Assertion]],
+    read: Sequence[dict[str, Assertion]],
 ) -> float | None:
     """Return the root mean square difference of the plain similarity of two reports that assert the same."""
     import numpy as np
@@ -219,7 +164,7 @@ def _paper_noise(
 
 
 def _sentence_tests(
-    expert: "Expert", image_embeds: "torch.Tensor", reports: Sequence[str], read: Sequence[dict[str, _Assertion]]
+    expert: "Expert", image_embeds: "torch.Tensor", reports: Sequence[str], read: Sequence[dict[str, Assertion]]
 ) -> tuple[_Outcomes, dict[str, _Outcomes]]:
     """Return per finding the outcomes of side swaps (positive sentences that name one side) and of negations.
 
@@ -253,7 +198,7 @@ def _sentence_tests(
     return swaps, negations
 
 
-def _without(findings: Sequence[str], read: Sequence[dict[str, _Assertion]], *, after: int) -> int | None:
+def _without(findings: Sequence[str], read: Sequence[dict[str, Assertion]], *, after: int) -> int | None:
     """Return the next report, in a circle, that neither states nor suspects any of the findings."""
     for step in range(1, len(read)):
         row = (after + step) % len(read)
@@ -277,7 +222,7 @@ def _preferences(
     scored: Statements,
     image_embeds: "torch.Tensor",
     reports: Sequence[str],
-    read: Sequence[dict[str, _Assertion]],
+    read: Sequence[dict[str, Assertion]],
 ) -> dict[str, float | None]:
     """Return how often the `statements` reward prefers a report to an edit that asserts another; a tie counts half."""
     edits: dict[str, list[str]] = {
@@ -319,31 +264,6 @@ def _paper_deletion(expert: "Expert", image_embeds: "torch.Tensor", reports: Seq
     return sum(a > b for a, b in zip(whole, silent, strict=True)) / len(rows)
 
 
-def _calibrate_place(cosines: "np.ndarray", rows: Sequence[tuple[int, int]]) -> dict[str, Any] | None:
-    """Return scale and biases of a softmax over (N, 3) centred cosines, and the places' frequencies.
-
-    None with few cases. The biases are held near the log frequencies and the scale is bounded, since a finding has
-    some twenty placed cases.
-    """
-    import numpy as np
-    from scipy.optimize import minimize
-    from scipy.special import log_softmax
-
-    if len(rows) < MIN_CASES:
-        return None
-    index, place = np.array([i for i, _ in rows]), np.array([p for _, p in rows])
-    prior = (np.bincount(place, minlength=3) + 1) / (len(place) + 3)
-
-    def loss(values: "np.ndarray") -> float:
-        logits = values[0] * cosines[index] + values[1:]
-        chosen = log_softmax(logits, axis=1)[np.arange(len(place)), place]
-        return float(0.5 * ((values[1:] - np.log(prior)) ** 2).sum() - chosen.sum())
-
-    bounds = [(0.0, _MAX_SCALE), *[(None, None)] * 3]
-    fit = minimize(loss, np.array([10.0, *np.log(prior)]), bounds=bounds, method="L-BFGS-B")
-    return {"scale": float(fit.x[0]), "bias": fit.x[1:].tolist(), "prior": prior.tolist(), "cases": len(rows)}
-
-
 def _verdict(finding: str, entry: dict[str, Any], thresholds: ExpertGate) -> dict[str, str]:
     """Return why the finding is masked, and why its side is; "" where it is not."""
     reasons = []
@@ -373,11 +293,6 @@ def _overall(findings: dict[str, Any], swaps: _Outcomes, negations: dict[str, _O
         "negation": sum(known) / 2 if len(known) == 2 else None,
         "deletion": sum(deletions) / len(deletions) if deletions else None,
     }
-
-
-def _placed(own: dict[str, _Assertion], finding: str, part: int) -> bool:
-    state = own.get(finding)
-    return state is not None and state[0] == "positive" and state[part] is not None
 
 
 def _rate(outcomes: Sequence[float]) -> float | None:

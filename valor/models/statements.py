@@ -2,7 +2,7 @@
 
 The labeler reads a report into canonical statements: a finding is present (with a side and a zone where named), absent
 (silence counts as absent) or uncertain. The expert's margin between a statement and its denial, calibrated on
-held-out reports (`valor.models.expert_gate`), is a probability; a report's score is the mean log-probability of what
+held-out reports (`valor.models.calibration`), is a probability; a report's score is the mean log-probability of what
 it asserts, over the findings that the expert passed. A finding stands for its broader names, and the names of one line
 share one finding's weight (`valor.clinical.hierarchy`): else one consolidation would count three times. The paper
 (arXiv 2512.16201) has no such reward.

@@ -14,7 +14,8 @@ from valor.stages import StageResult
 def sft(settings: SftSettings, *, dataset: Path, base: Path, checkpoint: Path, context: Context) -> StageResult:
     """Fine-tune `base` on the training split and write `checkpoint`."""
     from valor.training.arguments import sft_arguments
-    from valor.training.course import Policy, adapters, train
+    from valor.training.course import Policy, train
+    from valor.training.parts import adapters
     from valor.training.rows import sft_rows
 
     def build(policy: Policy) -> Any:

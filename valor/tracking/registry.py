@@ -94,16 +94,21 @@ def register(candidate: Candidate, *, champion_digest: str) -> str:
         GateRefused: another champion was made since the gate compared.
     """
     with store.registry_lock(candidate.model_name):
-        current = _require_champion(candidate, champion_digest)
-        if current is not None and current.tags.get("valor.checkpoint_digest") == candidate.checkpoint_digest:
-            _tell_parent(candidate, str(current.version))
-            return str(current.version)
-        with store.service_errors(f"registering {candidate.model_name!r}"):
-            version = _find(candidate) or _create(candidate)
-            # Creating a version takes a while; on a server another run may have been quicker.
-            _require_champion(candidate, champion_digest)
-            store.client().set_registered_model_alias(candidate.model_name, CHAMPION, version)
-        _tell_parent(candidate, version)
+        version = _promote(candidate, champion_digest)
+    _tell_parent(candidate, version)
+    return version
+
+
+def _promote(candidate: Candidate, champion_digest: str) -> str:
+    """Return the candidate's version as the champion, created where it is missing."""
+    current = _require_champion(candidate, champion_digest)
+    if current is not None and current.tags.get("valor.checkpoint_digest") == candidate.checkpoint_digest:
+        return str(current.version)
+    with store.service_errors(f"registering {candidate.model_name!r}"):
+        version = _find(candidate) or _create(candidate)
+        # Creating a version takes a while; on a server another run may have been quicker.
+        _require_champion(candidate, champion_digest)
+        store.client().set_registered_model_alias(candidate.model_name, CHAMPION, version)
     return version
 
 

@@ -19,12 +19,13 @@ from valor import artifacts
 from valor.context import Context, home
 from valor.data.manifest import Study
 from valor.errors import IntegrityError, Interrupted, ResourceError, UserError
-from valor.models.loading import load_policy, prompt_of, save_policy
-from valor.recipe import Guards, Lora, TrainStage
-from valor.training import launch
+from valor.models.loading import load_policy, prompt_of
+from valor.recipe import Guards, TrainStage
+from valor.training import launch, outcome
 from valor.training.guards import blind_spots
-from valor.training.lora import lora_config, merge_adapters
-from valor.training.memo import TowerMemo, is_sharded
+from valor.training.lora import merge_adapters
+from valor.training.memo import TowerMemo
+from valor.training.parts import choose_trained, count_trained
 from valor.training.processes import name_layers_to_shard
 from valor.training.prompts import SharedPrompts
 from valor.training.rows import require_no_image_token, training_studies
@@ -38,7 +39,6 @@ _CODE = (
 )  # fmt: skip
 """Packages and modules of valor that a stage's weights depend on; its settings are in the identity by value."""
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers")
-_HISTORY_POINTS = 60
 _NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
 
 
@@ -120,7 +120,7 @@ def train(
         total = sum(parameter.numel() for parameter in policy.model.parameters())
         trainer = _build(build, policy)
         trainer.parent = digests[next(iter(parents))]
-        trained = {"trained": _count_trained(trainer.model), "total": total}
+        trained = {"trained": count_trained(trainer.model), "total": total}
         name_layers_to_shard(trainer)
         _add_callbacks(trainer, work, told_to_end, guards=getattr(settings, "guards", None))
         resume = _latest(trainer, work)
@@ -131,13 +131,13 @@ def train(
             _require_last_step(stage, trainer.state)
         for speedup in speedups:
             speedup.detach()
-        metrics = _metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
+        metrics = outcome.metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
         # Steps behind the last log line and the last save went unseen.
         require_finite(trainer.model, step=trainer.state.global_step)
         merge_adapters(trainer.model, policy.processor, policy.studies, prompt=policy.prompt)
         # Who has taken over writes the same artifact at the same place.
         work.require()
-        _write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
+        outcome.write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
     return metrics, work.remove
 
 
@@ -196,37 +196,6 @@ def _held(work_root: str, *, identity: dict[str, Any], pipeline_run: str) -> Ite
         return
     with open_work(work_root, identity=identity, pipeline_run=pipeline_run) as work, sigterm() as told_to_end:
         yield work, told_to_end
-
-
-def choose_trained(model: Any, *, projector_only: bool) -> None:
-    """Freeze the vision tower, and with `projector_only` everything but the projector.
-
-    Raises:
-        UserError: the model has no projector that VALOR knows.
-    """
-    tower, projector = _vision_parts(model)
-    model.requires_grad_(not projector_only)
-    tower.requires_grad_(False)
-    projector.requires_grad_(True)
-
-
-def adapters(model: Any, lora: Lora | None) -> Any:
-    """Return the peft configuration that a stage's trainer takes, None without LoRA."""
-    return lora_config(model, lora, projector=_vision_parts(model)[1])
-
-
-def _vision_parts(model: Any) -> tuple[Any, Any]:
-    """Return the vision tower and the projector behind it, which may be a part of it."""
-    inner = model.model
-    if hasattr(inner, "vision_tower") and hasattr(inner, "multi_modal_projector"):
-        return inner.vision_tower, inner.multi_modal_projector
-    if hasattr(inner, "visual") and hasattr(inner.visual, "merger"):
-        return inner.visual, inner.visual.merger
-    raise UserError(f"{type(model).__name__}: has no vision projector that VALOR knows (LLaVA or Qwen-VL families)")
-
-
-def _count_trained(model: Any) -> int:
-    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 
 def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
@@ -311,79 +280,6 @@ def _require_last_step(stage: str, state: Any) -> None:
             f"{stage}: the trainer stopped at step {state.global_step} of {state.max_steps} without a word; run again "
             "to continue from the last checkpoint"
         )
-
-
-def _write(
-    trainer: Any,
-    policy: Policy,
-    checkpoint: Path,
-    *,
-    stage: str,
-    settings: TrainStage,
-    digests: Mapping[str, str],
-    trained: Mapping[str, int],
-) -> None:
-    """Write the checkpoint artifact, whole or not at all; the first of several processes does it for all."""
-    from valor.training.arguments import effective
-
-    weights = _gathered_weights(trainer)
-    if not trainer.is_world_process_zero():
-        return
-    parents = {name: digest for name, digest in digests.items() if name != "dataset"}
-    with artifacts.atomic_dir(checkpoint) as folder:
-        save_policy(
-            policy.model,
-            policy.processor,
-            folder,
-            stage=stage,
-            parents=parents,
-            prompt=policy.prompt,
-            weights=weights,
-            dataset_digest=digests["dataset"],
-            settings=settings.model_dump(mode="json"),
-            trainer=effective(trainer.args),
-            trained_parameters=dict(trained),
-            studies=len(policy.studies),
-            history=_history(trainer.state.log_history),
-        )
-
-
-def _gathered_weights(trainer: Any) -> dict[str, Any] | None:
-    """Return the whole weights on the first process where each holds a share; None where each holds all of them."""
-    if not is_sharded(trainer.model):
-        return None
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
-    # Gathered, a tied weight is a second tensor of the same content.
-    return {name: weight for name, weight in weights.items() if name not in trainer.model.all_tied_weights_keys}
-
-
-def _metrics(trainer: Any, *, trained: Mapping[str, int], seconds: float, resume: Path | None) -> dict[str, float]:
-    """Return the stage's numbers: what it cost, and first and last values of what it logged."""
-    state = trainer.state
-    metrics = {
-        "steps": float(state.global_step),
-        "seconds": seconds,
-        "tokens": float(state.num_input_tokens_seen),
-        "trained_parameters": float(trained["trained"]),
-        "resumed_from_step": float(resume.name.removeprefix("checkpoint-")) if resume else 0.0,
-    }
-    lines = [line for line in state.log_history if "loss" in line]
-    names = [key for key in lines[0] if key in ("loss", "reward") or key.startswith("rewards/")] if lines else []
-    tenth = max(1, len(lines) // 10)
-    for name in names:
-        values = [line[name] for line in lines if isinstance(line.get(name), int | float)]
-        short = name.removesuffix("/mean")
-        if values and not name.endswith("/std"):
-            metrics[f"{short}_first"] = sum(values[:tenth]) / len(values[:tenth])
-            metrics[f"{short}_last"] = sum(values[-tenth:]) / len(values[-tenth:])
-    return metrics
-
-
-def _history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the training log, thinned to at most `_HISTORY_POINTS` lines that include the last."""
-    lines = [dict(line) for line in log_history if "loss" in line]
-    stride = max(1, -(-len(lines) // _HISTORY_POINTS))
-    return lines[::-1][::stride][::-1]
 
 
 @contextlib.contextmanager

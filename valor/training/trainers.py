@@ -186,11 +186,11 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
                 self._log_metric(key, value)
         rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         # Gathered already, so all processes stop. TRL would leave a NaN out of what it logs and of the advantages.
-        if not rewards.isfinite().all():
-            broken = rewards[~rewards.isfinite()][0].item()
+        broken = rewards[~rewards.isfinite()]
+        if len(broken):
             raise GuardStop(
-                f"step {self.state.global_step + 1}: a reward is {broken}; its expert's calibration or weights "
-                "may hold one"
+                f"step {self.state.global_step + 1}: a reward is {broken[0].item()}; its expert's calibration or "
+                "weights may hold one"
             )
         return rewards
 

@@ -47,15 +47,23 @@ class Schedule:
     test: int = 500
     pairs: int = 150
     sft_steps: int = 1000
-    continued_steps: int = 1500
-    text_steps: int = 100
+    continued_steps: int = 2200
+    pseudo_label_steps: int = 1900
+    text_steps: int = 200
     vision_steps: int = 100
     text_lr: float = 1.0e-4
-    vision_lr: float = 3.0e-5
-    vision_odds: float = 1.5
+    vision_lr: float = 1.0e-4
+    vision_odds: float = 2.0
     invention: float = 4.0
-    expert_subjects: int = 3000
-    expert_steps: int = 1200
+    base: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"subjects": 4000, "tower_steps": 1200})
+
+
+EXPERTS: Mapping[str, Mapping[str, int]] = {
+    "strong": {"subjects": 10_000, "steps": 3000},
+    "medium": {"subjects": 3000, "steps": 1200},
+    "weak": {"subjects": 1200, "steps": 480},
+}
+"""Image-report pairs and steps by level; the recipe takes the first, and the last is the default of `models`."""
 
 
 class Seed:
@@ -77,18 +85,16 @@ class Seed:
         settings = {"phantom": phantom, "image_px": 96, "shards": 2}
         return Job(self._name("data"), "data", settings, ("dataset", "evidence"))
 
-    def models(self, *, steps: int | None = None) -> Job:
-        """Train base, expert and judge, each on subjects of its own; `steps` makes the expert a weaker one."""
-        s = self.schedule
-        expert = {"subjects": s.expert_subjects, "steps": steps or s.expert_steps, "held_out_subjects": 500}
+    def models(self, *, expert: str = "strong") -> Job:
+        """Train base, expert and judge, each on subjects of its own; `expert` is one of `EXPERTS`."""
         settings = {
             "seed": self.seed,
             "judge": "phantom",
-            "phantom_base": {"seed": 10_000_000 + self.seed},
-            "phantom_expert": {"seed": 20_000_000 + self.seed, **expert},
+            "phantom_base": {"seed": 10_000_000 + self.seed, **self.schedule.base},
+            "phantom_expert": {"seed": 20_000_000 + self.seed, "held_out_subjects": 500, **EXPERTS[expert]},
             "phantom_judge": {"seed": 30_000_000 + self.seed, "subjects": 1500, "steps": 600},
         }
-        name = self._name("models" if steps is None else f"models, expert of {steps} steps")
+        name = self._name("models" if expert == "strong" else f"models, {expert} expert")
         outputs = ("base", "expert", "judge")
         return Job(name, "fetch_models", settings, outputs, values={"models_digest": ""}, cores=2)
 
@@ -100,9 +106,14 @@ class Seed:
         """The supervised checkpoint that all arms start from."""
         return self._sft("sft", self.models().output("base"), steps=self.schedule.sft_steps, share=SUPERVISED)
 
-    def continued(self, *, label: str = "sft continued", dataset: Output | None = None) -> Output:
+    def continued(self) -> Output:
         """Go on with supervised training, on the studies of both shares, for as long as both stages take."""
-        return self._sft(label, self.sft, steps=self.schedule.continued_steps, share=UNION, dataset=dataset)
+        return self._sft("sft continued", self.sft, steps=self.schedule.continued_steps, share=UNION)
+
+    def continued_on_pseudo_labels(self) -> Output:
+        """The same where the expert has chosen the rewarded share's reports, which takes a part of the time."""
+        steps, dataset = self.schedule.pseudo_label_steps, self.pseudo_labels()
+        return self._sft("sft on pseudo-labels", self.sft, steps=steps, share=UNION, dataset=dataset)
 
     def _sft(
         self, name: str, base: Output, *, steps: int, share: tuple[float, float], dataset: Output | None = None
@@ -254,11 +265,11 @@ ARMS: Mapping[str, Arm] = {
     ),
     "medium_expert": Arm(
         "Medium expert", "How good must the expert be?", 3,
-        _of(lambda s: s.vision(models=s.models(steps=600), label="vision, medium expert")),
+        _of(lambda s: s.vision(models=s.models(expert="medium"), label="vision, medium expert")),
     ),
     "weak_expert": Arm(
         "Weak expert", "How good must the expert be?", 3,
-        _of(lambda s: s.vision(models=s.models(steps=240), label="vision, weak expert")),
+        _of(lambda s: s.vision(models=s.models(expert="weak"), label="vision, weak expert")),
     ),
     "truth": Arm(
         "Stage 2 on truth", "Could a perfect expert help?", 3, _of(lambda s: s.vision_on_truth())
@@ -268,7 +279,7 @@ ARMS: Mapping[str, Arm] = {
     ),
     "pseudo_labels": Arm(
         "SFT on the expert's choice", "Is it the expert's knowledge, or learning by reward?", 3,
-        _of(lambda s: s.continued(label="sft on pseudo-labels", dataset=s.pseudo_labels())),
+        _of(lambda s: s.continued_on_pseudo_labels()),
     ),
     "clinical_only": Arm(
         "Stage 1, clinical only", "Does the lexical reward help?", 3,

@@ -12,7 +12,7 @@ from pipelines.experiments.jobs import Job, with_ancestors
 from valor import artifacts
 from valor.errors import UserError
 
-CURVES = ("sft", "continued")
+CURVES = ("sft", "continued", "valor")
 """Checkpoints whose operating curves are drawn."""
 _COSTLY = ("sft", "grpo_text", "grpo_vision", "truth", "predict")
 
@@ -53,11 +53,12 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         for job in measured:
             facts[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / f"{job.stage}.json")
         if seed.models().is_done(root):
-            record, own = seed.models().record(root), seed.schedule
+            record = seed.models().record(root)
             facts["models"] = {
-                "processor_seconds": round(record["processor_seconds"]), "expert_subjects": own.expert_subjects,
-                "train_subjects": own.train,
-            }  # fmt: skip
+                "processor_seconds": round(record["processor_seconds"]),
+                "expert_subjects": seed.models().settings["phantom_expert"]["subjects"],
+                "train_subjects": seed.schedule.train,
+            }
             gate = artifacts.read_json(seed.models().output("expert").path(root) / "expert_gate.json")
             facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
         facts["jobs"] = _records([*reports.values(), *curves.values(), *measured], root)

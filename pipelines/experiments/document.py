@@ -101,13 +101,15 @@ def _curve(found: Outcomes, folder: Path) -> str:
     if not seeds:
         return ""
     rows = []
-    for name in found.curves:
-        for arm in ("text", FINAL):
-            if stands := found.above_best(name, arm):
-                picked, mean, difference = stands
+    compared = [("text", False, ""), (FINAL, False, ""), (FINAL, True, ", at its own best bias")]
+    for name in ("sft", BASELINE):
+        best = found.best_of(name).values()
+        for arm, at_its_best, how in compared:
+            if stands := found.above_best(name, arm, at_its_best=at_its_best):
                 rows.append(
-                    f"| {ARMS[name].title} | {', '.join(picked)} | {percent(mean)} | {ARMS[arm].title} | "
-                    f"{change(difference, found.measures['truth_f1_micro'])} |"
+                    f"| {ARMS[name].title} | {', '.join(bias for bias, _ in best)} | "
+                    f"{percent(np.mean([value for _, value in best]))} | {ARMS[arm].title}{how} | "
+                    f"{change(stands, found.measures['truth_f1_micro'])} |"
                 )
     keys = ("truth_omission", "truth_hallucination")
     points = {
@@ -126,7 +128,7 @@ def _curve(found: Outcomes, folder: Path) -> str:
     figures.operating_curve(folder / "curve.svg", lines, points)  # type: ignore[arg-type]
     return (
         "## Above the curve, or along it?\n\n![Findings missed against findings invented](curve.svg)\n\n"
-        "The lines are what SFT's reports become when tokens of findings are made likelier; means of seeds "
+        "The lines are what reports become when tokens of findings are made likelier or less likely; means of seeds "
         f"{', '.join(map(str, seeds))}. Of each line the point with the best F1 was chosen on the test studies, in the "
         "line's favour.\n\n"
         "| curve | best bias of each seed | its F1 | arm | F1 minus the curve's best [95%] |\n"

@@ -58,20 +58,25 @@ class Outcomes:
         seeds = self.shared(FINAL, BASELINE)
         return analysis.relative(*(self.values(key, arm, seeds=seeds) for arm in (FINAL, BASELINE)))
 
-    def above_best(self, curve: str, arm: str) -> tuple[list[str], float, Difference] | None:
-        """Return how an arm's F1 stands above the best point of an arm's operating curve; None without a shared seed.
+    def best_of(self, curve: str) -> dict[int, tuple[str, float]]:
+        """Return per seed the bias at which an arm's operating curve has its best F1, and that F1."""
+        measure = self.measures["truth_f1_micro"]
+        return {
+            seed: analysis.best_of_curve(points, lambda t: analysis.value(measure, t))
+            for seed, points in sorted(self.curves.get(curve, {}).items())
+        }
 
-        Returns:
-            The bias at which each seed's curve is best, the curve's mean F1 there, and the arm's F1 minus that.
+    def above_best(self, curve: str, arm: str, *, at_its_best: bool = False) -> Difference | None:
+        """Return an arm's F1 minus that of the best point of an arm's operating curve; None without a shared seed.
+
+        With `at_its_best` the arm, too, takes the best point of its own curve.
         """
-        by_seed, measure = self.curves.get(curve, {}), self.measures["truth_f1_micro"]
-        seeds = sorted(set(by_seed) & set(self.tables.get(arm, ())))
-        if not seeds:
-            return None
-        picked = {seed: analysis.best_of_curve(by_seed[seed], lambda t: analysis.value(measure, t)) for seed in seeds}
-        best = {seed: by_seed[seed][bias] for seed, (bias, _) in picked.items()}
-        mean = float(np.mean([value for _, value in picked.values()]))
-        return [bias for bias, _ in picked.values()], mean, analysis.compare(measure, self.tables[arm], best)
+        best = self._tables_at_best(curve)
+        ours = self._tables_at_best(arm) if at_its_best else self.tables.get(arm, {})
+        return analysis.compare(self.measures["truth_f1_micro"], ours, best) if set(ours) & set(best) else None
+
+    def _tables_at_best(self, curve: str) -> dict[int, Table]:
+        return {seed: self.curves[curve][seed][bias] for seed, (bias, _) in self.best_of(curve).items()}
 
     def probed(self) -> list[tuple[int, float, float, str]]:
         """Return per seed the macro F1 of probe and SFT, and the findings that the expert's gate masks."""

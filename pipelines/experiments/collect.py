@@ -52,14 +52,14 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         measured = [job for job in (seed.probe(), seed.signal()) if job.is_done(root)]
         for job in measured:
             facts[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / f"{job.stage}.json")
-        if seed.models().is_done(root):
-            record = seed.models().record(root)
+        models = seed.models()
+        if models.is_done(root):
             facts["models"] = {
-                "processor_seconds": round(record["processor_seconds"]),
-                "expert_subjects": seed.models().settings["phantom_expert"]["subjects"],
+                "processor_seconds": round(models.record(root)["processor_seconds"]),
+                "expert_subjects": models.settings["phantom_expert"]["subjects"],
                 "train_subjects": seed.schedule.train,
             }
-            gate = artifacts.read_json(seed.models().output("expert").path(root) / "expert_gate.json")
+            gate = artifacts.read_json(models.output("expert").path(root) / "expert_gate.json")
             facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
         facts["jobs"] = _records([*reports.values(), *curves.values(), *measured], root)
         facts["tables"] = digests(folder, number)

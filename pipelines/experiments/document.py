@@ -12,7 +12,7 @@ import numpy as np
 from pipelines.experiments import analysis, figures, ledger, outcomes
 from pipelines.experiments.arms import ARMS
 from pipelines.experiments.headline import headline
-from pipelines.experiments.outcomes import BASELINE, FINAL, Outcomes
+from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
 from pipelines.experiments.wording import change, heading, percent, verdicts
 from valor.evaluation.measures import slug
 
@@ -102,10 +102,12 @@ def _curve(found: Outcomes, folder: Path) -> str:
         return ""
     rows = []
     compared = [("text", False, ""), (FINAL, False, ""), (FINAL, True, ", at its own best bias")]
-    for name in ("sft", BASELINE):
-        best = found.best_of(name).values()
+    for name in RIVALS:
+        by_seed = found.best_of(name)
         for arm, at_its_best, how in compared:
             if stands := found.above_best(name, arm, at_its_best=at_its_best):
+                # Of the seeds that the difference has, or mean and difference would not be of the same.
+                best = [by_seed[seed] for seed in stands.seeds]
                 rows.append(
                     f"| {ARMS[name].title} | {', '.join(bias for bias, _ in best)} | "
                     f"{percent(np.mean([value for _, value in best]))} | {ARMS[arm].title}{how} | "

@@ -9,7 +9,7 @@ import numpy as np
 from pipelines.experiments import analysis, figures
 from pipelines.experiments.analysis import Difference
 from pipelines.experiments.arms import ARMS
-from pipelines.experiments.outcomes import BASELINE, FINAL, Outcomes
+from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
 from pipelines.experiments.wording import change, heading, percent, verdicts
 
 _DRAWN = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
@@ -71,7 +71,7 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
             f"{100 * flips.low:+z.1f} at least",
         ),
     ]
-    for name in ("sft", BASELINE):
+    for name in RIVALS:
         asked = f"F1 above the operating curve of {ARMS[name].title}: the interval of the difference is above zero"
         stands = found.above_best(name, FINAL)
         drawn = len(stands.seeds) if stands else 0

@@ -20,6 +20,8 @@ from valor.evaluation.measures import Measure
 
 BASELINE, FINAL = "continued", "valor"
 """The arms of the headline."""
+RIVALS = ("sft", BASELINE)
+"""The arms above whose operating curves the final model must rise."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,7 +62,7 @@ def _gathered_weights(trainer: Any) -> dict[str, Any] | None:
 def metrics(trainer: Any, *, trained: Mapping[str, int], seconds: float, resume: Path | None) -> dict[str, float]:
     """Return the stage's numbers: what it cost, and first and last values of what it logged."""
     state = trainer.state
-    metrics = {
+    found = {
         "steps": float(state.global_step),
         "seconds": seconds,
         "tokens": float(state.num_input_tokens_seen),
@@ -76,9 +76,9 @@ def metrics(trainer: Any, *, trained: Mapping[str, int], seconds: float, resume:
         values = [line[name] for line in lines if isinstance(line.get(name), int | float)]
         short = name.removesuffix("/mean")
         if values and not name.endswith("/std"):
-            metrics[f"{short}_first"] = sum(values[:tenth]) / len(values[:tenth])
-            metrics[f"{short}_last"] = sum(values[-tenth:]) / len(values[-tenth:])
-    return metrics
+            found[f"{short}_first"] = sum(values[:tenth]) / len(values[:tenth])
+            found[f"{short}_last"] = sum(values[-tenth:]) / len(values[-tenth:])
+    return found
 
 
 def _history(log_history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

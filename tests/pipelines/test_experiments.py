@@ -6,6 +6,7 @@ import functools
 import json
 import multiprocessing
 import os
+import queue
 import re
 import signal
 import subprocess
@@ -608,20 +609,22 @@ def test_a_job_whose_ancestor_is_missing_is_told_before_anything_runs(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_job_that_other_experiments_are_at_is_waited_for_and_not_run_again(tmp_path, monkeypatch, capfd):
-    one, other, ran = job("one"), job("other", settings={"seed": 2}), []
+def test_a_job_that_other_experiments_are_at_is_waited_for_and_not_run_again(tmp_path, monkeypatch):
+    one, other, ran, told = job("one"), job("other", settings={"seed": 2}), [], queue.Queue()
 
     def do(job, root, *, code):
         ran.append(job)
         finish(root, [job], code=code)
 
     monkeypatch.setattr(run, "execute", do)
+    # A captured stream that is read while another thread writes to it may lose what that thread said.
+    monkeypatch.setattr(run, "print", lambda line, **_: told.put(line), raising=False)
     for code, done in (("abc", [other]), ("def", [])):
         with concurrent.futures.ThreadPoolExecutor() as pool:
             with run._alone(one, tmp_path):
                 second = pool.submit(run._run_once, one, tmp_path, code)
-                while "one: other experiments are at it; waiting for them" not in capfd.readouterr().out:
-                    assert not second.done()
+                assert told.get(timeout=60) == "one: other experiments are at it; waiting for them"
+                assert not second.done()
                 run._run_once(other, tmp_path, "abc")
                 finish(tmp_path, [one], code="abc")
             if code == "abc":

@@ -44,17 +44,17 @@ class Schedule:
     """How much of each training an arm gets; the default was fixed before the test seeds were opened."""
 
     train: int = 3600
-    test: int = 500
-    pairs: int = 150
+    test: int = 800
+    pairs: int = 250
     sft_steps: int = 1000
-    continued_steps: int = 2200
-    pseudo_label_steps: int = 1900
+    continued_steps: int = 2400
+    pseudo_label_steps: int = 2050
     text_steps: int = 200
     vision_steps: int = 100
     text_lr: float = 1.0e-4
     vision_lr: float = 1.0e-4
     vision_odds: float = 2.0
-    invention: float = 4.0
+    invention: float = 8.0
     base: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"subjects": 4000, "tower_steps": 1200})
 
 

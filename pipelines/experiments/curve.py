@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-BIASES = (-3.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 3.0)
+BIASES = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
 
 
 def curve(

@@ -8,6 +8,7 @@ Beside it stands a percentile bootstrap over subjects with the seeds held: how s
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -103,11 +104,11 @@ def compare(
     single = {s: value(measure, ours[s]) - value(measure, theirs[s]) for s in seeds}
     mean = float(np.mean(list(single.values())))
     held = interval(mean, drawn.mean(axis=0), confidence=confidence)
-    half = _student(list(single.values()), confidence=confidence)
+    half = student(list(single.values()), confidence=confidence)
     return Difference(mean, mean - half, mean + half, (held.low, held.high), single)
 
 
-def _student(values: Sequence[float], *, confidence: float) -> float:
+def student(values: Sequence[float], *, confidence: float = 0.95) -> float:
     """Return half the width of the mean's interval by the t distribution; infinite for one value."""
     from scipy import stats
 
@@ -133,6 +134,23 @@ def _resampled(measure: Measure, ours: Table, theirs: Table, rng: np.random.Gene
 def best_of_curve(curve: Mapping[str, Table], measure: Callable[[Table], float]) -> tuple[str, float]:
     """Return the bias at which a curve is best, and its value there: chosen on the test studies, in its favour."""
     return max(((bias, measure(table)) for bias, table in curve.items()), key=lambda pair: pair[1])
+
+
+def least_missed(points: Sequence[tuple[float, float]], *, invented: float) -> float | None:
+    """Return the least that an operating curve misses where it invents no more than `invented`.
+
+    Args:
+        points: (missed, invented), each in [0, 1], along the curve; between two of them it is a straight line.
+        invented: in [0, 1].
+
+    Returns:
+        In [0, 1]; None where the whole curve invents more.
+    """
+    reached = [missed for missed, said in points if said <= invented]
+    for (missed, said), (next_missed, next_said) in itertools.pairwise(points):
+        if min(said, next_said) < invented < max(said, next_said):
+            reached.append(missed + (next_missed - missed) * (invented - said) / (next_said - said))
+    return min(reached, default=None)
 
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> float:

@@ -119,13 +119,9 @@ def _curve(found: Outcomes, folder: Path) -> str:
     }
     lines = {
         ARMS[name].title: [
-            tuple(
-                float(np.mean([analysis.value(found.measures[key], curves[seed][bias]) for seed in seeds]))
-                for key in keys
-            )
-            for bias in sorted(curves[seeds[0]], key=float)
+            tuple(point) for point in np.mean([found.curve_points(name, seed) for seed in seeds], axis=0).tolist()
         ]
-        for name, curves in found.curves.items()
+        for name in found.curves
     }
     figures.operating_curve(folder / "curve.svg", lines, points)  # type: ignore[arg-type]
     return (
@@ -134,7 +130,24 @@ def _curve(found: Outcomes, folder: Path) -> str:
         f"{', '.join(map(str, seeds))}. Of each line the point with the best F1 was chosen on the test studies, in the "
         "line's favour.\n\n"
         "| curve | best bias of each seed | its F1 | arm | F1 minus the curve's best [95%] |\n"
-        "|---|---|---:|---|---:|\n" + "\n".join(rows) + "\n"
+        "|---|---|---:|---|---:|\n" + "\n".join(rows) + "\n\n" + _at_same_inventions(found)
+    )
+
+
+def _at_same_inventions(found: Outcomes) -> str:
+    lines = []
+    for name in RIVALS:
+        for arm in ("text", FINAL):
+            if above := found.missed_above(name, arm):
+                mean, half = np.mean(list(above.values())), analysis.student(list(above.values()))
+                interval = f" [{100 * (mean - half):+z.1f}, {100 * (mean + half):+z.1f}]" if np.isfinite(half) else ""
+                by_seed = ", ".join(f"{seed}: {100 * value:+z.1f}" for seed, value in above.items())
+                lines.append(f"| {ARMS[name].title} | {ARMS[arm].title} | {100 * mean:+z.1f}{interval} | {by_seed} |")
+    return (
+        "A model that only slides misses as much as the curve does at the same inventions. What each arm misses, minus "
+        "the least that a curve misses where it invents no more than the arm (less than zero is above the curve; seeds "
+        "on which the whole curve invents more are left out):\n\n"
+        "| curve | arm | points missed more [95%] | seeds |\n|---|---|---:|---|\n" + "\n".join(lines) + "\n"
     )
 
 

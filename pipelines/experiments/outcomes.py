@@ -77,6 +77,27 @@ class Outcomes:
         ours = self._tables_at_best(arm) if at_its_best else self.tables.get(arm, {})
         return analysis.compare(self.measures["truth_f1_micro"], ours, best) if set(ours) & set(best) else None
 
+    def curve_points(self, curve: str, seed: int) -> list[tuple[float, float]]:
+        """Return (missed, invented) along an arm's operating curve, each in [0, 1], from the least bias on."""
+        keys = ("truth_omission", "truth_hallucination")
+        points = sorted(self.curves[curve][seed].items(), key=lambda item: float(item[0]))
+        return [tuple(analysis.value(self.measures[key], table) for key in keys) for _, table in points]  # type: ignore[misc]
+
+    def missed_above(self, curve: str, arm: str) -> dict[int, float]:
+        """Return per seed what an arm misses minus the least that a curve misses where it invents no more.
+
+        A seed on which the whole curve invents more is left out.
+        """
+        found = {}
+        for seed in sorted(set(self.curves.get(curve, ())) & set(self.tables.get(arm, ()))):
+            (missed,), (invented,) = (
+                self.values(key, arm, seeds=[seed]) for key in ("truth_omission", "truth_hallucination")
+            )
+            least = analysis.least_missed(self.curve_points(curve, seed), invented=invented)
+            if least is not None:
+                found[seed] = missed - least
+        return found
+
     def _tables_at_best(self, curve: str) -> dict[int, Table]:
         return {seed: self.curves[curve][seed][bias] for seed, (bias, _) in self.best_of(curve).items()}
 

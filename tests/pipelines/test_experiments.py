@@ -292,6 +292,33 @@ def test_the_page_compares_each_with_its_best_bias(collected, two_seeds_are_all)
         assert gains[curve, "Stages 1 and 2, at its own best bias"] > gains[curve, "Stages 1 and 2"] > 0
 
 
+def test_what_a_curve_misses_is_taken_where_it_invents_no_more():
+    points = [(0.5, 0.02), (0.3, 0.06), (0.2, 0.10), (0.25, 0.20)]
+    assert analysis.least_missed(points, invented=0.08) == pytest.approx(0.25)
+    assert analysis.least_missed(points, invented=0.06) == 0.3
+    # What invents more and misses more is no reason to miss more.
+    assert analysis.least_missed(points, invented=0.15) == 0.2
+    assert analysis.least_missed(points, invented=0.01) is None
+    assert analysis.least_missed(points[::-1], invented=0.08) == pytest.approx(0.25)
+
+
+def test_what_slides_along_the_curve_misses_as_much_and_what_rises_misses_less(collected, two_seeds_are_all):
+    def row(page):
+        return re.search(r"^\| SFT \| Stages 1 and 2 \| ([+-]\d+\.\d) .*\| 1: ([+-]\d+\.\d), 5: \S+ \|$", page, re.M)
+
+    for seed in (1, 5):
+        results.save(collected / f"valor-{seed}.npz", table(0.8, seed=seed, invented=0.2))
+    seal(collected)
+    rises = row(document.write(collected).read_text())
+    assert float(rises[1]) < 0
+    assert float(rises[2]) < 0
+    for seed in (1, 5):
+        results.save(collected / f"valor-{seed}.npz", results.load(collected / f"curve-sft-{seed}_1.npz"))
+    seal(collected)
+    slides = row(document.write(collected).read_text())
+    assert slides[1] == slides[2] == "+0.0"
+
+
 def test_a_curve_of_some_seeds_alone_gives_no_verdict(collected, two_seeds_are_all):
     for path in collected.glob("curve-sft-5_*.npz"):
         path.unlink()

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from study_trees import SHARED
 
+from pipelines.experiments.arms import Seed
 from valor.clinical.hierarchy import NAMES, ancestors
 from valor.clinical.labeler import Mention, mentions
 from valor.data.manifest import report_text
@@ -211,12 +212,25 @@ def test_a_claim_asserts_its_finding():
     assert {finding: named(claim) for finding, claim in CLAIMS.items()} == {f: set(NAMES[f]) for f in CLAIMS}
 
 
+def of_the_recipe() -> tuple[TextReward, ...]:
+    return load("phantom").grpo_text.rewards
+
+
+def of_the_experiments() -> tuple[TextReward, ...]:
+    return tuple(TextReward(**reward) for reward in Seed(1).text().job.settings["rewards"])
+
+
+@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_experiments])
 @pytest.mark.parametrize("kind", EDITS)
 @pytest.mark.parametrize("source", SOURCES)
-def test_the_sum_of_the_phantom_recipes_rewards_sees_every_edit(source, kind):
+def test_the_sum_of_stage_ones_rewards_sees_every_edit(source, kind, rewards):
     pairs = edited_reports(source, kind)
     assert len(pairs) >= LEAST
-    assert preferred(load("phantom").grpo_text.rewards, pairs) == []
+    assert preferred(rewards(), pairs) == []
+
+
+def test_the_experiments_price_inventions_higher_than_the_recipe():
+    assert of_the_recipe() != of_the_experiments()
 
 
 @pytest.mark.parametrize("kind", sorted(EDITS.keys() - {"said three times"}))

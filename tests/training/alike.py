@@ -31,13 +31,17 @@ def sft_settings(*, processes: int, nodes: int = 1, strategy: str = "ddp"):
 
 
 def grpo_settings(kind: str, *, processes: int):
-    """A step has two groups of four in stage 1 and one in stage 2, which two processes share."""
+    """A step has two groups of four in stage 1, in two parts, and one in stage 2, which two processes share.
+
+    The losses are the recipes' and TRL's older one: `dapo` divides by the tokens of all processes and parts.
+    """
     from valor.recipe import GrpoTextSettings, GrpoVisionSettings
 
-    rows = {"text": 8, "vision": 4}[kind]
+    parts = {"text": 2, "vision": 1}[kind]
     trainer = {
-        "max_steps": 3, "per_device_train_batch_size": rows // processes, "gradient_accumulation_steps": 1,
+        "max_steps": 3, "per_device_train_batch_size": 4 // processes, "gradient_accumulation_steps": parts,
         "num_generations": 4, "learning_rate": 1e-3, "save_strategy": "no",
+        "loss_type": {"text": "dapo", "vision": "grpo"}[kind],
     }  # fmt: skip
     if kind == "text":
         return GrpoTextSettings(processes=processes, max_new_tokens=16, trainer=trainer)

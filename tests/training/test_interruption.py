@@ -105,7 +105,7 @@ def failures(root: Path) -> list[dict]:
     return [event for event in events if event["event"] == "fail"]
 
 
-@pytest.mark.parametrize("stage", ["sft", "grpo_vision"])
+@pytest.mark.parametrize("stage", ["sft", "grpo_text", "grpo_vision"])
 def test_told_to_end_it_finishes_the_step_saves_and_leaves(tmp_path, monkeypatch, stage):
     with monkeypatch.context() as patch:
         slow_from(3, 0.5, patch)

@@ -28,5 +28,11 @@ def test_no_phantom_in_what_learns_or_scores(package):
     assert not [path.name for path in files if any("data.phantom" in name for name in imports(path))]
 
 
+def test_models_learn_from_what_the_phantom_hands_out_and_from_nothing_else_of_it():
+    files = sorted((ROOT / "models").glob("**/*.py"))
+    used = {name for path in files for name in imports(path) if "data.phantom" in name}
+    assert used == {"valor.data.phantom.samples"}
+
+
 def test_the_check_sees_an_import():
     assert any("data.phantom" in name for name in imports(Path(__file__).with_name("test_phantom_keys.py")))

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from tiny_llava import world
+from transformers import LlavaNextConfig, LlavaNextForConditionalGeneration
 
 from valor.data.manifest import read_studies
 from valor.models.loading import load_policy, messages, model_pixels, prompt_of
@@ -197,3 +198,28 @@ def test_the_log_says_why_there_is_no_memo(policy, caplog):
         assert TowerMemo.attach(torch.nn.Linear(1, 1)) is None
     assert "LlavaForConditionalGeneration: its vision tower trains" in caplog.text
     assert "Linear: not of the LLaVA family" in caplog.text
+
+
+def test_a_model_that_cuts_images_into_tiles_runs_as_it_is_and_the_log_says_so(caplog):
+    config = LlavaNextConfig(
+        vision_config={
+            "model_type": "clip_vision_model", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "image_size": 32, "patch_size": 16, "projection_dim": 8,
+        },
+        text_config={
+            "model_type": "qwen2", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+            "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": 64,
+        },
+        image_grid_pinpoints=[[64, 32], [32, 64]], image_token_index=63,
+    )  # fmt: skip
+    model = LlavaNextForConditionalGeneration(config).eval()
+    model.model.vision_tower.requires_grad_(False)
+    tiles = {"pixel_values": torch.rand(1, 3, 3, 32, 32), "image_sizes": torch.tensor([[32, 64]])}
+    count = len(model.model.get_image_features(**tiles).pooler_output[0])
+    inputs = {"input_ids": torch.tensor([[1, *[63] * count, 2]]), "attention_mask": torch.ones(1, count + 2), **tiles}
+    expected = model(**inputs).logits
+    memo = TowerMemo.attach(model)
+    for _ in range(2):
+        torch.testing.assert_close(model(**inputs).logits, expected)
+    assert (memo.hits, memo.misses) == (0, 0)
+    assert caplog.text.count("LlavaNextModel: hands over its images, shape (1, 3, 3, 32, 32), in a way") == 1

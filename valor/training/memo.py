@@ -34,6 +34,7 @@ class TowerMemo:
         self._limit_bytes, self._bytes = limit_bytes, 0
         self._store: OrderedDict[tuple, Any] = OrderedDict()
         self._sharded: bool | None = None
+        self._told = False
         self.hits = self.misses = 0
 
     @classmethod
@@ -68,7 +69,10 @@ class TowerMemo:
 
         plain = pixel_values.ndim == 4 and kwargs.get("image_sizes") is None and kwargs.get("return_dict", True)
         asked = any(kwargs.get(f"output_{what}") for what in ("hidden_states", "attentions"))
-        if args or asked or not plain or self._tower_is_sharded():
+        if args or asked or not plain:
+            self._say_left_out(pixel_values)
+            return self._original(pixel_values, *args, **kwargs)
+        if self._tower_is_sharded():
             return self._original(pixel_values, *args, **kwargs)
         keys = _keys(pixel_values, kwargs)
         place: dict[tuple, int] = {}
@@ -80,6 +84,16 @@ class TowerMemo:
         projected = self._inner.multi_modal_projector(torch.cat(features))
         rows: Any = [projected[place[key]] for key in keys]
         return BaseModelOutputWithPooling(pooler_output=rows)
+
+    def _say_left_out(self, pixel_values: Any) -> None:
+        if not self._told:
+            self._told = True
+            log.warning(
+                "%s: hands over its images, shape %s, in a way that is not LLaVA's; its vision tower runs for every "
+                "completion",
+                type(self._inner).__name__,
+                tuple(pixel_values.shape),
+            )
 
     def _tower_is_sharded(self) -> bool:
         """Tell, from the first image on, whether this process holds only a share of the tower; all find the same."""

@@ -16,7 +16,7 @@ from valor.context import Context
 from valor.data.manifest import other_subjects
 from valor.errors import GuardStop
 from valor.models.loading import load_policy
-from valor.recipe import GrpoVisionSettings
+from valor.recipe import GrpoVisionSettings, Guards
 from valor.stages.grpo_vision import _normaliser, _tolerance, grpo_vision, trainer
 from valor.training.advantages import rank_advantages, standardised_advantages
 from valor.training.rows import grpo_rows, training_studies
@@ -195,6 +195,27 @@ def test_a_reward_that_is_no_number_stops_the_stage(tmp_path, monkeypatch, broke
             settings(), dataset=world().dataset, parent=world().parent, expert=world().expert,
             checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
         )  # fmt: skip
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_a_reward_that_pays_for_every_word_is_stopped_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
+    def expert_statements_reward(completions, **_):
+        return [float(len(completion[0]["content"])) for completion in completions]
+
+    def built(*args, **kwargs):
+        return trainer(*args, **{**kwargs, "reward": expert_statements_reward})
+
+    monkeypatch.setattr("valor.stages.grpo_vision.trainer", built)
+    changes = {"per_device_train_batch_size": 16, "num_generations": 8, "learning_rate": 0.1, "save_steps": 1}
+    wordy = settings(max_steps=40, **changes).model_copy(update={"guards": Guards(window=5), "max_new_tokens": 60})
+    with pytest.raises(GuardStop, match=r"tokens per completion: .*guards\.max_length_ratio") as stop:
+        grpo_vision(
+            wordy, dataset=world().dataset, parent=world().parent, expert=world().expert,
+            checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
+        )  # fmt: skip
+    (good,) = (tmp_path / "work").glob("*/checkpoint-*")
+    assert str(stop.value).endswith(f"its last good checkpoint is {good}")
+    assert int(good.name.split("-")[1]) < int(str(stop.value).split("step ")[1].split(":")[0])
     assert not (tmp_path / "checkpoint").exists()
 
 

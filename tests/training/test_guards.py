@@ -304,6 +304,25 @@ def test_the_line_that_stops_a_stage_is_recorded_too(tmp_path, monkeypatch):
     assert f"train/{STATED}" in metrics
 
 
+@pytest.mark.parametrize(
+    ("limit", "told", "trainer"),
+    [
+        ({"min_length_ratio": 0.5}, "tokens per completion", {}),
+        ({"max_kl": 0.3}, "KL divergence per token from the parent", {"beta": 0.001}),
+    ],
+)
+def test_other_guards_stop_a_real_training_too(tmp_path, monkeypatch, limit, told, trainer):
+    for_silence = TextReward(name="length_reward", options={"low": 0.01, "high": 0.3})
+    chosen = settings(for_silence, steps=40, learning_rate=1.5e-3)
+    limits = {name: None for name in Guards.model_fields if name != "window"} | limit
+    chosen = chosen.model_copy(
+        update={"guards": Guards(window=5, **limits), "trainer": {**chosen.trainer, "save_strategy": "no", **trainer}}
+    )
+    verdict = ended(chosen, tmp_path, monkeypatch)
+    assert isinstance(verdict, str), "the stage was not stopped"
+    assert f": {told}: " in verdict
+
+
 def test_a_healthy_run_is_not_stopped(tmp_path):
     result = grpo_text(
         settings(steps=12, learning_rate=3e-4), dataset=world().dataset, parent=world().parent,

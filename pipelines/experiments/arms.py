@@ -37,6 +37,8 @@ _GRPO = {
     "save_steps": 20,
     "logging_steps": 5,
 }
+_FORM: Sequence[Mapping[str, Any]] = [{"name": f"{name}_reward", "weight": 0.2} for name in ("length", "repetition")]
+"""What every stage 1 is held to, whatever else it is paid for."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,16 +126,19 @@ class Seed:
         inputs = {"dataset": dataset or self._dataset(), "base": base}
         return Job(self._name(name), "sft", settings, ("checkpoint",), inputs).output("checkpoint")
 
+    @property
+    def clinical(self) -> Mapping[str, Any]:
+        """Stage 1's clinical reward."""
+        return {"name": "clinical_agreement_reward", "options": {"invention": self.schedule.invention}}
+
     def text(self, *, rewards: Sequence[Mapping[str, Any]] = (), label: str = "text") -> Output:
         """Train stage 1."""
         s = self.schedule
-        clinical = {"name": "clinical_agreement_reward", "options": {"invention": s.invention}}
-        form = [{"name": f"{name}_reward", "weight": 0.2} for name in ("length", "repetition")]
         settings = {
             "max_new_tokens": TOKENS,
             "share": REWARDED,
             "seed": self.seed,
-            "rewards": list(rewards) or [clinical, {"name": "gleu_reward", "weight": 0.3}, *form],
+            "rewards": list(rewards) or [self.clinical, {"name": "gleu_reward", "weight": 0.3}, *_FORM],
             "trainer": {**_GRPO, "learning_rate": s.text_lr, "max_steps": s.text_steps},
         }
         inputs = {"dataset": self._dataset(), "parent": self.sft}
@@ -163,7 +168,7 @@ class Seed:
             "dataset": self._dataset(), "evidence": self.data.output("evidence"), "checkpoint": self.text(),
             "expert": self.models().output("expert"),
         }  # fmt: skip
-        settings = {"groups": 320, "settings": self._vision_settings()}
+        settings = {"groups": 320, "clinical": self.clinical["options"], "settings": self._vision_settings()}
         return Job(self._name("signal"), "signal", settings, ("signal",), inputs)
 
     def _vision_settings(self) -> dict[str, Any]:
@@ -187,7 +192,7 @@ class Seed:
         return Job(self._name(name), "predict", settings, ("predictions",), inputs, values={"name": "sft"})
 
     def pseudo_labels(self) -> Output:
-        """Replace the reports of the second half by the best of 8 of SFT's own in the eyes of the expert."""
+        """Replace the rewarded share's reports by the best of 8 of SFT's own in the eyes of the expert."""
         chosen = self.reports(self.sft, split="train", best_of=8).output("predictions")
         inputs = {"dataset": self._dataset(), "predictions": chosen}
         return Job(self._name("pseudo-labels"), "relabel", {}, ("dataset",), inputs).output("dataset")
@@ -230,11 +235,6 @@ def _of(checkpoint: Callable[[Seed], Output]) -> Callable[[Seed], Job]:
     return lambda seed: seed.reports(checkpoint(seed))
 
 
-_LEXICAL: Sequence[Mapping[str, Any]] = [
-    {"name": "gleu_reward"},
-    {"name": "length_reward", "weight": 0.2},
-    {"name": "repetition_reward", "weight": 0.2},
-]
 ARMS: Mapping[str, Arm] = {
     "sft": Arm("SFT", "Where everything starts.", 5, _of(lambda s: s.sft)),
     "continued": Arm(
@@ -283,13 +283,20 @@ ARMS: Mapping[str, Arm] = {
     ),
     "clinical_only": Arm(
         "Stage 1, clinical only", "Does the lexical reward help?", 3,
-        _of(lambda s: s.text(label="text, clinical only", rewards=[
-            {"name": "clinical_agreement_reward", "options": {"invention": s.schedule.invention}},
-        ])),
+        _of(lambda s: s.text(label="text, clinical only", rewards=[s.clinical, *_FORM])),
     ),
     "lexical_only": Arm(
         "Stage 1, lexical only", "Would a lexical reward do?", 3,
-        _of(lambda s: s.text(label="text, lexical only", rewards=_LEXICAL)),
+        _of(lambda s: s.text(label="text, lexical only", rewards=[{"name": "gleu_reward"}, *_FORM])),
     ),
 }  # fmt: skip
 """In the order of the document's table."""
+
+
+CURVES = ("sft", "continued", "valor")
+"""Arms whose checkpoints' operating curves are drawn."""
+
+
+def curves(seed: Seed) -> dict[str, Job]:
+    """Return the jobs of the operating curves by arm."""
+    return {name: seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES}

@@ -6,14 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiments import results, run
-from pipelines.experiments.arms import ARMS, Seed
+from pipelines.experiments.arms import ARMS, Seed, curves
 from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
 from valor import artifacts
 from valor.errors import UserError
 
-CURVES = ("sft", "continued", "valor")
-"""Checkpoints whose operating curves are drawn."""
 _COSTLY = ("sft", "grpo_text", "grpo_vision", "truth", "predict")
 
 
@@ -27,6 +25,9 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         root: where the results are.
         folder: where the collected ones go.
         asked: by seed, the arms that were asked for; of others a result is collected, a failure is not.
+
+    Raises:
+        UserError: a result is there that other code made; what was collected stays.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for number, wanted in asked.items():
@@ -36,6 +37,13 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         reports = {name: job for name, job in reports.items() if job.is_done(root)}
         if not reports and not stopped:
             continue
+        drawn = {name: job for name, job in curves(seed).items() if job.is_done(root)}
+        measured = [job for job in (seed.probe(), seed.signal()) if job.is_done(root)]
+        models = seed.models()
+        # Before anything that stands there goes.
+        for job in with_ancestors([*reports.values(), *drawn.values(), *measured, models]):
+            if job.is_done(root):
+                run.require_made_by(job, root, code_digest())
         for path in _tables(folder, number):
             path.unlink()
         facts: dict[str, Any] = {"seed": number, "stopped": stopped, "scored_by": code_digest()}
@@ -44,15 +52,11 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         for name, job in reports.items():
             path = job.output("predictions").path(root)
             results.save(folder / f"{name}-{number}.npz", results.study_table(evidence=evidence, predictions=path))
-        curves = {name: seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES}
-        curves = {name: job for name, job in curves.items() if job.is_done(root)}
-        for name, job in curves.items():
+        for name, job in drawn.items():
             for path in sorted(job.output("curve").path(root).glob("*.npz")):
                 shutil.copyfile(path, folder / f"curve-{name}-{number}_{path.name}")
-        measured = [job for job in (seed.probe(), seed.signal()) if job.is_done(root)]
         for job in measured:
             facts[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / f"{job.stage}.json")
-        models = seed.models()
         if models.is_done(root):
             facts["models"] = {
                 "processor_seconds": round(models.record(root)["processor_seconds"]),
@@ -61,7 +65,7 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
             }
             gate = artifacts.read_json(models.output("expert").path(root) / "expert_gate.json")
             facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
-        facts["jobs"] = _records([*reports.values(), *curves.values(), *measured], root)
+        facts["jobs"] = _records([*reports.values(), *drawn.values(), *measured], root)
         facts["tables"] = digests(folder, number)
         artifacts.write_json(folder / f"facts-{number}.json", facts)
 

@@ -1,5 +1,6 @@
 """What `valor experiments` does: the jobs of the chosen arms and seeds, then the page."""
 
+import fcntl
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,8 +29,7 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
         ValorError: a job failed; all that do not need it were run, and the page tells of it.
     """
     from pipelines.experiments import ledger, run
-    from pipelines.experiments.arms import ARMS, Seed
-    from pipelines.experiments.collect import CURVES
+    from pipelines.experiments.arms import ARMS, Seed, curves
     from pipelines.experiments.jobs import with_ancestors
 
     asked = _asked(names, seeds)
@@ -38,7 +38,7 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     for number, arms in asked.items():
         seed = Seed(number)
         jobs += [ARMS[name].reports(seed) for name in arms]
-        jobs += [seed.curve(ARMS[name].reports(seed).inputs["checkpoint"]) for name in CURVES if name in arms]
+        jobs += [job for name, job in curves(seed).items() if name in arms]
         jobs += [seed.probe()] if "sft" in arms else []
         jobs += [seed.signal()] if "truth" in arms else []
     ledger.append(folder, tuple(asked))
@@ -67,8 +67,12 @@ def collect_all(names: Sequence[str], *, seeds: Sequence[int], folder: Path) -> 
 
     asked = _asked(names, seeds)
     _keep_apart(folder, tuple(asked))
-    collect(_root(), folder, asked=asked)
-    return document(folder)
+    _root().mkdir(parents=True, exist_ok=True)
+    # Experiments that run side by side have one page, which none may read while another's tables are half there.
+    with (_root() / "collect.lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        collect(_root(), folder, asked=asked)
+        return document(folder)
 
 
 def _asked(names: Sequence[str], seeds: Sequence[int]) -> dict[int, list[str]]:

@@ -1,8 +1,8 @@
-"""SFT's operating curve: what its reports become when tokens of findings are made likelier or less likely.
+"""Operating curves: what a checkpoint's reports become when tokens of findings are made likelier or less likely.
 
-A reward that pays for completeness could do no more than slide a model along this curve. So the curve is drawn for the
-supervised checkpoints, by adding `bias` times a token's leaning to the next token's logits: its leaning, in [-1, 1], is
-how much more often the training reports' sentences that assert a finding use it than those that deny one.
+A reward that pays for completeness could do no more than slide a model along SFT's curve. A curve is drawn by adding
+`bias` times a token's leaning to the next token's logits: its leaning, in [-1, 1], is how much more often the training
+reports' sentences that assert a finding use it than those that deny one, or all of them ("no acute disease").
 """
 
 import math
@@ -52,8 +52,7 @@ def curve(
             batch_size=batch_size,
             logits_processor=[Bias(bias)],
         )
-        hypotheses = {s.study_id: r.text for s, r in zip(studies, reports, strict=True)}
-        table = results.table_of(studies, hypotheses, evidence=evidence)
+        table = results.table_of(studies, reports, evidence=evidence)
         results.save(output / f"{bias:g}.npz", table)
         found[f"f1_micro/{bias:g}"] = value(measured({0: table})["truth_f1_micro"], table)
     return found
@@ -61,17 +60,16 @@ def curve(
 
 def leanings(reports: Iterable[str], tokenizer: Any, model: Any) -> list[float]:
     """Return per token id how it leans, in [-1, 1]: 1 where only assertions use it, -1 where only denials do."""
-    from valor.clinical.labeler import mentions
+    from valor.clinical.labeler import NO_FINDING, mentions
     from valor.models.sentences import sentences
 
     used: dict[bool, Counter[int]] = {True: Counter(), False: Counter()}
     for report in reports:
         for sentence in sentences(report):
-            labels = {m.label for m in mentions(sentence)}
-            if labels:
-                used[labels != {"negative"}].update(
-                    set(tokenizer(f" {sentence}", add_special_tokens=False)["input_ids"])
-                )
+            found = mentions(sentence)
+            if found:
+                asserts = any(m.finding != NO_FINDING and m.label != "negative" for m in found)
+                used[asserts].update(set(tokenizer(f" {sentence}", add_special_tokens=False)["input_ids"]))
     whole = {side: sum(counts.values()) or 1 for side, counts in used.items()}
     vocabulary = model.get_output_embeddings().weight.shape[0]
     result = []

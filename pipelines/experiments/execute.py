@@ -144,7 +144,8 @@ def _probe(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Pat
 def _truth(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, Path]) -> Mapping[str, float]:
     from pipelines.experiments.truth import train_on_truth
 
-    work_root = str(root / "work")
+    # The reward is this package's, of which the stage's identity knows nothing: other code begins anew.
+    work_root = str(root / "work" / code_digest())
     return train_on_truth(**inputs, **outputs, settings=job.settings, work_root=work_root)
 
 

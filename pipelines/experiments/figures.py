@@ -1,4 +1,4 @@
-"""The document's figures as SVG files that read on a light and on a dark page: forests, and SFT's operating curve."""
+"""The document's figures as SVG files that read on a light and on a dark page: forests, and operating curves."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

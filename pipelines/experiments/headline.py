@@ -79,11 +79,18 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
             rows.append((asked, stands.low > 0, f"{100 * stands.low:+z.1f} at least"))
         else:
             rows.append((asked, False, f"not known: {drawn} of {wanted} seeds have the curve"))
-    if headroom := [probe - ours for _, probe, ours, _ in found.probed()]:
-        mean = float(np.mean(headroom))
-        rows.append(("before RL a probe's macro F1 is 8 points above SFT's", mean >= 0.08, f"{100 * mean:+z.1f}"))
+    rows.append(_headroom([probe - ours for seed, probe, ours, _ in found.probed() if seed in seeds], wanted))
     rows.append(_same_time([one["arms"] for one in found.facts if one["seed"] in seeds]))
     return verdicts(rows)
+
+
+def _headroom(leads: Sequence[float], wanted: int) -> tuple[str, bool, str]:
+    """Return the row that tells whether the probe had something to give."""
+    asked = "before RL a probe's macro F1 is 8 points above SFT's"
+    if len(leads) < wanted:
+        return asked, False, f"not known: {len(leads)} of {wanted} seeds have the probe"
+    mean = float(np.mean(leads))
+    return asked, mean >= 0.08, f"{100 * mean:+z.1f}"
 
 
 def _same_time(arms: Sequence[Mapping[str, Any]]) -> tuple[str, bool, str]:

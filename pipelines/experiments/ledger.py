@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from pipelines.experiments.arms import ARMS, Seed
+from pipelines.experiments.arms import ARMS, Seed, curves
 from pipelines.experiments.execute import code_digest
 from valor import artifacts
 from valor.errors import UserError, shown
@@ -36,8 +36,10 @@ def append(folder: Path, seeds: Sequence[int]) -> None:
 
 
 def plan(seed: int) -> str:
-    """Return the digest of everything that the arms of a seed are asked for: data, models, schedules, rewards."""
-    return artifacts.digest_value([arm.reports(Seed(seed)).key for arm in ARMS.values()])[:12]
+    """Return the digest of everything that a seed is asked for: data, models, schedules, rewards, measurements."""
+    one = Seed(seed)
+    jobs = [*(arm.reports(one) for arm in ARMS.values()), *curves(one).values(), one.probe(), one.signal()]
+    return artifacts.digest_value([job.key for job in jobs])[:12]
 
 
 def read(folder: Path) -> list[dict[str, Any]]:

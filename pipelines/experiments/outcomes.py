@@ -1,4 +1,4 @@
-"""What was collected, read once: the arms' tables, SFT's operating curves and what is known of each seed."""
+"""What was collected, read once: the arms' tables, operating curves and what is known of each seed."""
 
 import dataclasses
 import functools
@@ -12,8 +12,8 @@ import numpy as np
 
 from pipelines.experiments import analysis, results
 from pipelines.experiments.analysis import Difference, Table
-from pipelines.experiments.arms import ARMS
-from pipelines.experiments.collect import CURVES, facts_paths
+from pipelines.experiments.arms import ARMS, CURVES
+from pipelines.experiments.collect import facts_paths
 from valor import artifacts
 from valor.errors import IntegrityError, UserError, shown
 from valor.evaluation.measures import Measure

@@ -1,8 +1,8 @@
 """A linear probe on the base's frozen tower: how much of the findings is in the features that every arm reads.
 
-Logistic regression per finding on mean and maximum of the patch tokens, taught by the training half's reports as SFT
-is; thresholds come from the other half's reports. Where it does not beat SFT clearly, no reward could: there is nothing
-left to see. (Alain and Bengio 2016, arXiv 1610.01644.)
+Logistic regression per finding on mean and maximum of the patch tokens, taught by the supervised share's reports as SFT
+is; strengths and thresholds come from the other share's. Where it does not beat SFT clearly, no reward could: there is
+nothing left to see. (Alain and Bengio 2016, arXiv 1610.01644.)
 """
 
 import functools
@@ -100,7 +100,7 @@ def _features(base: Path, parts: Mapping[str, Sequence[Any]]) -> dict[str, np.nd
 def _fit(
     features: Mapping[str, np.ndarray], parts: Mapping[str, Sequence[Any]], finding: str
 ) -> tuple[np.ndarray, float]:
-    """Return the test studies' scores, and the threshold and strength that are best for F1 on the tuning reports."""
+    """Return the test studies' scores and a threshold, both of what is best for F1 on the tuning reports."""
     from sklearn.linear_model import LogisticRegression
 
     said = {name: np.array([finding in _named(study.text) for study in parts[name]]) for name in ("train", "tune")}

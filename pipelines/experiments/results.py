@@ -1,6 +1,6 @@
 """Per-study numbers of an arm's reports against truth, small enough to be committed, and what they add up to."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,20 +40,20 @@ def study_table(*, evidence: Path, predictions: Path) -> Table:
     return _table(pq.read_table(predictions / predict.TABLE).to_pylist(), evidence=evidence)
 
 
-def table_of(studies: Sequence[Any], hypotheses: Mapping[str, str], *, evidence: Path) -> Table:
-    """Return the same for reports that are in no predictions artifact."""
+def table_of(studies: Sequence[Any], reports: Sequence[Any], *, evidence: Path) -> Table:
+    """Return the same for reports of these studies (`valor.models.generate.Generated`) that are in no artifact."""
     rows = [
         {
             "study_id": study.study_id,
             "subject_id": study.subject_id,
             "reference": study.text,
-            "hypothesis": hypotheses[study.study_id],
-            "hypothesis_tokens": len(hypotheses[study.study_id].split()),
-            "truncated": False,
+            "hypothesis": report.text,
+            "hypothesis_tokens": report.tokens,
+            "truncated": report.truncated,
             "similarity": None,
             "attention": [],
         }
-        for study in studies
+        for study, report in zip(studies, reports, strict=True)
     ]
     return _table(rows, evidence=evidence)
 

@@ -29,6 +29,7 @@ def signal(
     expert: Path,
     output: Path,
     groups: int,
+    clinical: Mapping[str, float],
     settings: Mapping[str, Any],
 ) -> Mapping[str, float]:
     """Measure the rewards on groups that `checkpoint` samples and write `signal.json` into `output`.
@@ -39,6 +40,7 @@ def signal(
         expert: stage 2's expert.
         output: the directory to make.
         groups: how many, at most; whole batches are taken.
+        clinical: stage 1's options of `clinical_agreement_reward`.
         settings: stage 2's section.
 
     Raises:
@@ -51,8 +53,11 @@ def signal(
     chosen = GrpoVisionSettings.model_validate(settings)
     torch.manual_seed(chosen.seed)
     # Twice the same study would pass what is peculiar to it for signal.
-    chosen = chosen.model_copy(update={"trainer": {**chosen.trainer, "num_iterations": 1}})
-    trainer, seen, rewards = _trainer(chosen, dataset=dataset, evidence=evidence, checkpoint=checkpoint, expert=expert)
+    once = {"num_iterations": 1, "steps_per_generation": chosen.trainer.get("gradient_accumulation_steps", 1)}
+    chosen = chosen.model_copy(update={"trainer": {**chosen.trainer, **once}})
+    trainer, seen, rewards = _trainer(
+        chosen, clinical, dataset=dataset, evidence=evidence, checkpoint=checkpoint, expert=expert
+    )
     batches = iter(trainer.get_train_dataloader())
     gradients: dict[str, list[torch.Tensor]] = {name: [] for name in rewards}
     size = trainer.num_generations
@@ -127,7 +132,7 @@ def _bounds(values: Any) -> list[float] | None:
 
 
 def _trainer(
-    settings: Any, *, dataset: Path, evidence: Path, checkpoint: Path, expert: Path
+    settings: Any, options: Mapping[str, float], *, dataset: Path, evidence: Path, checkpoint: Path, expert: Path
 ) -> tuple[Any, dict[str, Any], Mapping[str, Callable[[dict[str, Any]], "torch.Tensor"]]]:
     """Return stage 2's trainer, what its last completions were, and advantages of them by reward."""
     import tempfile
@@ -163,7 +168,7 @@ def _trainer(
         )
     references = {study.study_id: study.text for study in policy.studies}
     size = int(trainer.num_generations or 1)
-    (clinical,), _ = build([TextReward(name="clinical_agreement_reward")])
+    (clinical,), _ = build([TextReward(name="clinical_agreement_reward", options=dict(options))])
     noise = judge.gate["paraphrase_noise"]
     truth = truth_reward(evidence, policy.studies)
 
@@ -181,7 +186,7 @@ def _trainer(
 
     statements = expert_reward(judge, "statements", odds=settings.odds)
     rewards = {
-        TRUTH: ranked(truth, 0.0),
+        TRUTH: ranked(truth, 0.0, must_state=True),
         "clinical agreement": ranked(clinical, 0.0),
         "statements": ranked(statements, noise["statements"] or 0.0, must_state=True),
         "paper": ranked(expert_reward(judge, "paper"), noise["paper"] or 0.0),

@@ -78,6 +78,10 @@ DENIED = {
     "{x} is ruled-out.": "{x} is pointed-out.",
     "{x}-free lungs.": "{x}-bearing lungs.",
     "Hardly any {x}.": "Hardly new {x}.",
+    "We cannot see {x}.": "We can now see {x}.",
+    "Couldn't identify {x}.": "Did identify {x}.",
+    "{x} is not demonstrable.": "{x} is demonstrable.",
+    "{x} is out of the question.": "{x} is beyond question.",
 }
 DOUBTED = {
     "{x} is unlikely.": "{x} is likely.",

@@ -28,7 +28,6 @@ def test_a_loaded_expert_embeds_as_the_saved_one(clip, expert, tmp_path):
     assert torch.allclose(loaded.embed_images(_images(3)), expert.embed_images(_images(3)))
     assert torch.allclose(loaded.embed_texts(["No edema."]), expert.embed_texts(["No edema."]), atol=1e-6)
     assert loaded.gate["measured"]
-    assert loaded.digest == artifacts.digest_dir(tmp_path)
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])

@@ -176,7 +176,7 @@ def collected(tmp_path, monkeypatch):
         for name, skill in skills.items():
             one = table(skill, seed=seed)
             results.save(tmp_path / f"{name}-{seed}.npz", one)
-        for name in collect.CURVES:
+        for name in arms.CURVES:
             for bias in (-1.0, 0.0, 1.0):
                 results.save(
                     tmp_path / f"curve-{name}-{seed}_{bias:g}.npz", table(skills[name] + 0.1 * bias, seed=seed)
@@ -514,7 +514,8 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
         (folder / name).write_bytes(b"of before")
     collect.collect(root, folder, asked={7: ["paper"]})
     assert (folder / "paper-7.npz").exists(), "nothing was run here"
-    finish(root, [ARMS[name].reports(seed) for name in ("sft", "valor", "pseudo_labels", "best_of_8")])
+    done = [ARMS[name].reports(seed) for name in ("sft", "valor", "pseudo_labels", "best_of_8")]
+    finish(root, done, code=code_digest())
     run._write_verdict(seed.text().job, root, "collapsed")
     run._write_verdict(ARMS["paper"].reports(seed), root, "no room")
     collect.collect(root, folder, asked={7: ["sft", "valor", "paper"]})
@@ -532,7 +533,17 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
     assert facts["arms"]["valor"]["took"] == ["text", "vision"]
     assert facts["arms"]["valor"]["processor_seconds"] == 7200
     assert facts["arms"]["pseudo_labels"]["took"] == ["reports of sft, best of 8", "sft on pseudo-labels"]
-    assert {record["code"] for record in facts["jobs"].values()} == {"abc"}
+    assert {record["code"] for record in facts["jobs"].values()} == {code_digest()}
+
+
+def test_results_of_other_code_take_no_place_of_what_was_collected(tmp_path):
+    (tmp_path / "paper-7.npz").write_bytes(b"of before")
+    (tmp_path / "facts-7.json").write_text("{}")
+    finish(tmp_path / "root", [ARMS["sft"].reports(Seed(7))], code="other")
+    with pytest.raises(UserError, match="was made by code other, and this is code"):
+        collect.collect(tmp_path / "root", tmp_path, asked={7: ["sft"]})
+    assert (tmp_path / "paper-7.npz").read_bytes() == b"of before"
+    assert (tmp_path / "facts-7.json").read_text() == "{}"
 
 
 def test_what_is_finished_so_far_can_be_collected_while_the_rest_runs(tmp_path, monkeypatch):
@@ -582,19 +593,25 @@ def test_a_saved_table_comes_back_without_ids(collected):
 
 def test_tokens_lean_towards_where_they_are_used():
     class Words:
-        words = ("no", "there", "is", "effusion", "mass", "a")
+        words = ("no", "there", "is", "effusion", "mass", "a", "disease", "normal")
 
         def __call__(self, text, add_special_tokens):
             return {"input_ids": [self.words.index(w) for w in text.lower().strip(". ").split() if w in self.words]}
 
     class Model:
         def get_output_embeddings(self):
-            return type("Head", (), {"weight": np.zeros((6, 2))})
+            return type("Head", (), {"weight": np.zeros((8, 2))})
 
-    reports = ["FINDINGS: There is a pleural effusion. No mass.", "FINDINGS: There is a mass. No pleural effusion."] * 6
+    reports = [
+        "FINDINGS: There is a pleural effusion. No mass.", "FINDINGS: There is a mass. No pleural effusion.",
+        "FINDINGS: No effusion. IMPRESSION: No acute disease.", "IMPRESSION: Normal chest radiograph.",
+    ] * 6  # fmt: skip
     lean = dict(zip(Words.words, leanings(reports, Words(), Model()), strict=True))
     assert lean["no"] < -0.9
     assert lean["there"] > 0.9
+    # A report that finds nothing asserts nothing, however it says so.
+    assert lean["disease"] < -0.9
+    assert lean["normal"] < -0.9
     assert abs(lean["effusion"]) < 0.5
     assert set(BIASES) >= {0.0}
 

@@ -7,7 +7,7 @@ from typing import Any
 
 _SEEN = (
     r"(?:seen|identified|visuali[sz]ed|appreciated|demonstrated|present|evident|detected|observed|noted|found"
-    r"|visible|apparent|shown|recogni[sz](?:ed|able)|discernible|identifiable)"
+    r"|visible|apparent|shown|demonstrable|recogni[sz](?:ed|able)|discernible|identifiable)"
 )
 _CLEARLY = (
     r"(?:(?:clearly|conclusively|convincingly|definite(?:ly)?|definitively|confidently|currently|now|yet|been"
@@ -108,6 +108,7 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"zero",
         r"fail(?:s|ed)? to (?:show|demonstrate|reveal|identify|see)",
         r"unable to (?:see|identify|detect|find|demonstrate|appreciate|visuali[sz]e)",
+        rf"{_CANNOT} (?:\w+ )?(?:see|identify|detect|find|demonstrate|appreciate|visuali[sz]e)",
         r"evidence against",
         r"(?:argu|speak|weigh)\w* (?:\w+ )?against",
         r"rul(?:es|ing) out",
@@ -123,6 +124,7 @@ GRAMMAR: dict[tuple[str, Any], tuple[str, ...]] = {
         r"(?:is|are)n't there",
         r"no more(?! than)",
         r"no longer(?: \w+)?",
+        r"out of the question",
     ),
     ("neg_either", None): (
         r"absent",

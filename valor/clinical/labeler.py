@@ -38,7 +38,7 @@ _SENTENCE_END = re.compile(
 # Ends where a mention starts, for what stands between it and the denial, or where a predicate of an organ ends ("bones
 # without acute abnormality").
 _QUALIFIED = re.compile(
-    r"\b(large|sizable|sizeable|significant|substantial|gross|massive|tension|additional|other|further|definite"
+    r"\b(large|sizable|sizeable|significant|substantial|gross|massive|tension|additional|other|further"
     r"|acute|active|new|overt|frank|florid|focal|lobar|confluent|displaced|loculated|layering|suspicious)"
     r" (?:(?!no\b)[\w-]+ ){0,2}[\w-]*\Z",
     re.IGNORECASE,

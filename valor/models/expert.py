@@ -5,7 +5,6 @@ reports are scored sentence by sentence. The expert's gate and calibration lie b
 `expert_gate.json` (`valor.models.expert_gate`).
 """
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -58,16 +57,15 @@ class Expert:
 
     Attributes:
         gate: the content of `expert_gate.json`; {"measured": False} where the expert came without one.
-        digest: sha256 over the checkpoint's content.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, *, gate: dict[str, Any], digest: str = ""):
+    def __init__(self, model: Any, tokenizer: Any, image_processor: Any, *, gate: dict[str, Any]):
         self.model, self.tokenizer, self.image_processor = (
             model.eval().requires_grad_(False),
             tokenizer,
             image_processor,
         )
-        self.gate, self.digest = gate, digest
+        self.gate = gate
         self._texts: dict[str, torch.Tensor] = {}
         self._width = 0
 
@@ -77,7 +75,7 @@ class Expert:
 
         Raises:
             UserError: the checkpoint is no dual encoder, or lacks its tokenizer or image processor.
-            IntegrityError: weights are missing or are not those that `valor.json` names.
+            IntegrityError: weights are missing or are not those that `valor.json` names, or the gate's record is cut.
         """
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -94,13 +92,12 @@ class Expert:
                 f"{path}: {len(info['missing_keys'])} tensors are missing, the first is {name}; fetch it again"
             )
         gate_path = path / GATE_FILE
-        gate = json.loads(gate_path.read_text(encoding="utf-8")) if gate_path.exists() else {"measured": False}
+        gate = artifacts.read_json(gate_path) if gate_path.exists() else {"measured": False}
         return cls(
             model.to(fastest_device()),
             AutoTokenizer.from_pretrained(path, **safe),
             AutoImageProcessor.from_pretrained(path, **safe),
             gate=gate,
-            digest=artifacts.digest_dir(path),
         )
 
     def embed_images(self, images: Sequence["np.ndarray"]) -> "torch.Tensor":

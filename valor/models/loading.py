@@ -21,12 +21,11 @@ PROMPT_FILE = "prompt.json"
 """A content file and not part of `valor.json`: the prompt is in the checkpoint's digest."""
 
 
-def load_policy(path: Path, *, dtype: str = "float32", verify: bool = True) -> tuple[Any, Any]:
+def load_policy(path: Path, *, verify: bool = True) -> tuple[Any, Any]:
     """Load a checkpoint artifact.
 
     Args:
         path: a directory with what `save_pretrained` writes and `valor.json`.
-        dtype: `float32` or `bfloat16`.
         verify: compare the weights with the sha256 in `valor.json`.
 
     Returns:
@@ -50,7 +49,7 @@ def load_policy(path: Path, *, dtype: str = "float32", verify: bool = True) -> t
     loader: Any = AutoModelForImageTextToText
     model, info = loader.from_pretrained(
         path,
-        dtype=getattr(torch, dtype),
+        dtype=torch.float32,
         local_files_only=True,
         trust_remote_code=False,
         use_safetensors=True,

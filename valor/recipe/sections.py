@@ -200,7 +200,7 @@ class TextReward(Section):
     """One stage-1 reward by its name in `valor.rewards.text` and its weight."""
 
     name: Literal["clinical_agreement_reward", "gleu_reward", "length_reward", "repetition_reward"]
-    weight: float = pydantic.Field(1.0, ge=-1e6, le=1e6)
+    weight: float = pydantic.Field(1.0, ge=0, le=1e6)
     options: dict[str, float] = {}
 
 

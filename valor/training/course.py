@@ -7,7 +7,6 @@ write the checkpoint artifact.
 
 import contextlib
 import dataclasses
-import json
 import logging
 import time
 import warnings
@@ -204,7 +203,7 @@ def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
 
     try:
         trainer = build(policy)
-    except (json.JSONDecodeError, UnicodeError):
+    except UnicodeError:
         raise
     except ValueError as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error
@@ -290,15 +289,16 @@ def _deterministic(seed: int) -> Iterator[None]:
 
     set_seed(seed)
     deterministic: Any = torch.utils.deterministic
-    before = torch.are_deterministic_algorithms_enabled(), deterministic.fill_uninitialized_memory
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = deterministic.fill_uninitialized_memory
     if not torch.cuda.is_available():
         torch.use_deterministic_algorithms(True, warn_only=True)
         deterministic.fill_uninitialized_memory = False
     try:
         yield
     finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=True)
-        deterministic.fill_uninitialized_memory = before[1]
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        deterministic.fill_uninitialized_memory = filled
 
 
 @contextlib.contextmanager
@@ -308,7 +308,7 @@ def _out_of_memory_is_a_resource_error(stage: str) -> Iterator[None]:
 
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+    except (MemoryError, RuntimeError) as error:
         # An exhausted host shows as a RuntimeError of torch's allocator, a device that others have filled as one of
         # CUDA's own; every other RuntimeError, of whichever kind, is another fault.
         is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from valor.errors import UserError
-from valor.evaluation.bootstrap import Sums, interval
+from valor.evaluation.bootstrap import Sums, interval, resampled_sums
 from valor.evaluation.measures import Measure
 
 SAMPLES = 2000
@@ -99,8 +99,7 @@ def compare(
         UserError: the tables of a seed are of different studies.
     """
     seeds = sorted(set(ours) & set(theirs))
-    rng = np.random.default_rng(seed)
-    drawn = np.stack([_resampled(measure, ours[s], theirs[s], rng) for s in seeds])
+    drawn = np.stack([_resampled(measure, ours[s], theirs[s], seed=seed + s) for s in seeds])
     single = {s: value(measure, ours[s]) - value(measure, theirs[s]) for s in seeds}
     mean = float(np.mean(list(single.values())))
     held = interval(mean, drawn.mean(axis=0), confidence=confidence)
@@ -114,20 +113,19 @@ def student(values: Sequence[float], *, confidence: float = 0.95) -> float:
 
     if len(values) < 2:
         return np.inf
-    return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * np.std(values, ddof=1) / np.sqrt(len(values)))
+    return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
 
 
-def _resampled(measure: Measure, ours: Table, theirs: Table, rng: np.random.Generator) -> np.ndarray:
+def _resampled(measure: Measure, ours: Table, theirs: Table, *, seed: int) -> np.ndarray:
     """Return (SAMPLES,) differences over redrawn subjects of one seed."""
     if ours.studies != theirs.studies or not np.array_equal(ours.subjects, theirs.subjects):
         raise UserError(
             "two arms' tables of one seed hold different studies; delete them and run valor experiments again"
         )
-    _, cluster = np.unique(ours.subjects, return_inverse=True)
-    count = int(cluster.max()) + 1
-    weights = np.stack([np.bincount(rng.integers(0, count, count), minlength=count) for _ in range(SAMPLES)])
-    by_study = weights[:, cluster].astype(np.float64)
-    a, b = (np.asarray(measure.compute(Sums(t.columns, by_study @ t.values))) for t in (ours, theirs))
+    tables = {"ours": ours.values, "theirs": theirs.values}
+    subjects = ours.subjects.astype(str).tolist()
+    sums = resampled_sums(tables, ours.columns, subjects=subjects, samples=SAMPLES, seed=seed)
+    a, b = (np.asarray(measure.compute(sums[name][1])) for name in tables)
     return a - b
 
 

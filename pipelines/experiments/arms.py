@@ -57,6 +57,7 @@ class Schedule:
     vision_lr: float = 1.0e-4
     vision_odds: float = 2.0
     invention: float = 8.0
+    place: float = 1.5
     base: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"subjects": 4000, "tower_steps": 1200})
 
 
@@ -129,7 +130,11 @@ class Seed:
     @property
     def clinical(self) -> Mapping[str, Any]:
         """Stage 1's clinical reward."""
-        return {"name": "clinical_agreement_reward", "options": {"invention": self.schedule.invention}}
+        s = self.schedule
+        return {
+            "name": "clinical_agreement_reward",
+            "options": {"invention": s.invention, "side": s.place, "zone": s.place},
+        }
 
     def text(self, *, rewards: Sequence[Mapping[str, Any]] = (), label: str = "text") -> Output:
         """Train stage 1."""

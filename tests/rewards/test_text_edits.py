@@ -229,6 +229,25 @@ def test_the_sum_of_stage_ones_rewards_sees_every_edit(source, kind, rewards):
     assert preferred(rewards(), pairs) == []
 
 
+@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_experiments])
+def test_the_right_side_in_other_words_is_better_than_a_copy_with_the_wrong_one(rewards):
+    """GLEU pays for words, so a place must be worth more than they are."""
+    reference = (
+        "FINDINGS: The heart is enlarged. There is a moderate left pleural effusion. There is consolidation in the "
+        "left lower lung zone. No pneumothorax. No fracture. IMPRESSION: Cardiomegaly. Moderate left pleural effusion. "
+        "Left lower zone consolidation."
+    )
+    copy = reference.replace("oderate left pleural", "oderate right pleural")
+    paraphrase = (
+        "FINDINGS: Cardiomegaly. Left-sided effusion of moderate size. Left basal consolidation. Neither pneumothorax "
+        "nor fracture. IMPRESSION: Enlarged cardiac silhouette with left effusion and consolidation at the left base."
+    )
+    functions, weights = build(rewards())
+    each = [function([copy, paraphrase, reference], [reference] * 3) for function in functions]
+    wrong, right, same = (sum(map(operator.mul, weights, values)) for values in zip(*each, strict=True))
+    assert wrong < right < same
+
+
 def test_the_experiments_price_inventions_higher_than_the_recipe():
     assert of_the_recipe() != of_the_experiments()
 

@@ -29,8 +29,8 @@ class AgreementWeights:
     true_positive: float = 3.0
     omission: float = 3.0
     invention: float = 2.5
-    side: float = 0.5
-    zone: float = 0.5
+    side: float = 1.5
+    zone: float = 1.5
     denial: float = 0.1
     normal: float = 1.0
 

@@ -38,6 +38,19 @@ def test_images_are_decoded_once(processor, studies, monkeypatch):
     assert np.asarray(table[0]["image"]).shape == (48, 48, 3)
 
 
+def test_the_expert_sees_an_image_when_it_is_first_asked_for_and_never_again(processor, studies, monkeypatch):
+    asked, seen = [], []
+    first_pixels = rows.first_pixels
+    monkeypatch.setattr(rows, "first_pixels", lambda study: asked.append(study.study_id) or first_pixels(study))
+    embed = lambda images: seen.append(images[0].shape) or np.ones((1, 2))  # noqa: E731
+    table = rows.grpo_rows(studies, processor, prompt=PROMPT, embed=embed)
+    assert asked == seen == []
+    for _ in range(3):
+        assert [table[i]["image_embed"] for i in (0, 1, 0)] == [[1.0, 1.0]] * 3
+    assert asked == [studies[0].study_id, studies[1].study_id]
+    assert seen == [first_pixels(study).shape for study in studies[:2]], "the expert's own size, not the model's"
+
+
 @pytest.mark.parametrize("damage", ["none", "empty", "cut", "altered", "no image"])
 def test_a_study_whose_image_cannot_be_decoded_is_named(processor, studies, damage):
     image = studies[1].images[0]

@@ -49,8 +49,9 @@ class Schedule:
     test: int = 800
     pairs: int = 250
     sft_steps: int = 1000
-    continued_steps: int = 2400
-    pseudo_label_steps: int = 2050
+    continued_steps: int = 2100
+    continued_lr: float = 1.0e-4
+    pseudo_label_steps: int = 1800
     text_steps: int = 200
     vision_steps: int = 100
     text_lr: float = 1.0e-4
@@ -107,24 +108,26 @@ class Seed:
     @functools.cached_property
     def sft(self) -> Output:
         """The supervised checkpoint that all arms start from."""
-        return self._sft("sft", self.models().output("base"), steps=self.schedule.sft_steps, share=SUPERVISED)
+        trainer = {"max_steps": self.schedule.sft_steps}
+        return self._supervised("sft", self.models().output("base"), self._dataset(), share=SUPERVISED, trainer=trainer)
 
     def continued(self) -> Output:
         """Go on with supervised training, on the studies of both shares, for as long as both stages take."""
-        return self._sft("sft continued", self.sft, steps=self.schedule.continued_steps, share=UNION)
+        return self._continued("sft continued", self._dataset(), steps=self.schedule.continued_steps)
 
     def continued_on_pseudo_labels(self) -> Output:
         """The same where the expert has chosen the rewarded share's reports, which takes a part of the time."""
-        steps, dataset = self.schedule.pseudo_label_steps, self.pseudo_labels()
-        return self._sft("sft on pseudo-labels", self.sft, steps=steps, share=UNION, dataset=dataset)
+        return self._continued("sft on pseudo-labels", self.pseudo_labels(), steps=self.schedule.pseudo_label_steps)
 
-    def _sft(
-        self, name: str, base: Output, *, steps: int, share: tuple[float, float], dataset: Output | None = None
+    def _continued(self, name: str, dataset: Output, *, steps: int) -> Output:
+        trainer = {"learning_rate": self.schedule.continued_lr, "max_steps": steps}
+        return self._supervised(name, self.sft, dataset, share=UNION, trainer=trainer)
+
+    def _supervised(
+        self, name: str, base: Output, dataset: Output, *, share: tuple[float, float], trainer: Mapping[str, Any]
     ) -> Output:
-        settings = {
-            "max_new_tokens": TOKENS, "share": share, "seed": self.seed, "trainer": {**_SFT, "max_steps": steps},
-        }  # fmt: skip
-        inputs = {"dataset": dataset or self._dataset(), "base": base}
+        settings = {"max_new_tokens": TOKENS, "share": share, "seed": self.seed, "trainer": {**_SFT, **trainer}}
+        inputs = {"dataset": dataset, "base": base}
         return Job(self._name(name), "sft", settings, ("checkpoint",), inputs).output("checkpoint")
 
     @property

@@ -7,6 +7,7 @@ write the checkpoint artifact.
 
 import contextlib
 import dataclasses
+import json
 import logging
 import time
 import warnings
@@ -203,7 +204,7 @@ def _build(build: Callable[[Policy], Any], policy: Policy) -> Any:
 
     try:
         trainer = build(policy)
-    except UnicodeError:
+    except (json.JSONDecodeError, UnicodeError):
         raise
     except ValueError as error:
         raise UserError(f"trainer: {' '.join(str(error).split())}") from error

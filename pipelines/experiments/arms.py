@@ -43,7 +43,7 @@ _FORM: Sequence[Mapping[str, Any]] = [{"name": f"{name}_reward", "weight": 0.2} 
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """How much of each training an arm gets; the default was fixed before the test seeds were opened."""
+    """How much of each training an arm gets; docs/experiments.md tells what was fixed before the test seeds."""
 
     train: int = 3600
     test: int = 800

@@ -41,9 +41,8 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         measured = [job for job in (seed.probe(), seed.signal()) if job.is_done(root)]
         models = seed.models()
         # Before anything that stands there goes.
-        for job in with_ancestors([*reports.values(), *drawn.values(), *measured, models]):
-            if job.is_done(root):
-                run.require_made_by(job, root, code_digest())
+        found = with_ancestors([*reports.values(), *drawn.values(), *measured, models])
+        run.require_made_by(found, root, code_digest())
         for path in _tables(folder, number):
             path.unlink()
         facts: dict[str, Any] = {"seed": number, "stopped": stopped, "scored_by": code_digest()}

@@ -113,17 +113,15 @@ def _curve(found: Outcomes, folder: Path) -> str:
                     f"{percent(np.mean([value for _, value in best]))} | {ARMS[arm].title}{how} | "
                     f"{change(stands, found.measures['truth_f1_micro'])} |"
                 )
-    keys = ("truth_omission", "truth_hallucination")
     points = {
-        ARMS[name].title: tuple(float(np.mean(found.values(key, name, seeds=seeds))) for key in keys) for name in marked
+        ARMS[name].title: np.mean([found.errors(found.tables[name][seed]) for seed in seeds], axis=0).tolist()
+        for name in marked
     }
     lines = {
-        ARMS[name].title: [
-            tuple(point) for point in np.mean([found.curve_points(name, seed) for seed in seeds], axis=0).tolist()
-        ]
+        ARMS[name].title: np.mean([found.curve_points(name, seed) for seed in seeds], axis=0).tolist()
         for name in found.curves
     }
-    figures.operating_curve(folder / "curve.svg", lines, points)  # type: ignore[arg-type]
+    figures.operating_curve(folder / "curve.svg", lines, points)
     return (
         "## Above the curve, or along it?\n\n![Findings missed against findings invented](curve.svg)\n\n"
         "The lines are what reports become when tokens of findings are made likelier or less likely; means of seeds "

@@ -77,11 +77,15 @@ class Outcomes:
         ours = self._tables_at_best(arm) if at_its_best else self.tables.get(arm, {})
         return analysis.compare(self.measures["truth_f1_micro"], ours, best) if set(ours) & set(best) else None
 
+    def errors(self, table: Table) -> tuple[float, float]:
+        """Return what a table's reports miss and what they invent, each in [0, 1]."""
+        missed, invented = (self.measures[key] for key in ("truth_omission", "truth_hallucination"))
+        return analysis.value(missed, table), analysis.value(invented, table)
+
     def curve_points(self, curve: str, seed: int) -> list[tuple[float, float]]:
-        """Return (missed, invented) along an arm's operating curve, each in [0, 1], from the least bias on."""
-        keys = ("truth_omission", "truth_hallucination")
+        """Return `errors` along an arm's operating curve, from the least bias on."""
         points = sorted(self.curves[curve][seed].items(), key=lambda item: float(item[0]))
-        return [tuple(analysis.value(self.measures[key], table) for key in keys) for _, table in points]  # type: ignore[misc]
+        return [self.errors(table) for _, table in points]
 
     def missed_above(self, curve: str, arm: str) -> dict[int, float]:
         """Return per seed what an arm misses minus the least that a curve misses where it invents no more.
@@ -90,9 +94,7 @@ class Outcomes:
         """
         found = {}
         for seed in sorted(set(self.curves.get(curve, ())) & set(self.tables.get(arm, ()))):
-            (missed,), (invented,) = (
-                self.values(key, arm, seeds=[seed]) for key in ("truth_omission", "truth_hallucination")
-            )
+            missed, invented = self.errors(self.tables[arm][seed])
             least = analysis.least_missed(self.curve_points(curve, seed), invented=invented)
             if least is not None:
                 found[seed] = missed - least

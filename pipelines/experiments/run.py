@@ -47,9 +47,7 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
     """
     code = code_digest()
     waiting = [job for job in jobs if not job.is_done(root)]
-    for job in jobs:
-        if job.is_done(root):
-            require_made_by(job, root, code)
+    require_made_by(jobs, root, code)
     listed = {job.key for job in jobs}
     for job in waiting:
         for output in job.inputs.values():
@@ -122,7 +120,7 @@ def _run_once(job: Job, root: Path, code: str) -> None:
     """Run a job unless other experiments are at it, whose result is as good."""
     with _alone(job, root):
         if job.is_done(root):
-            require_made_by(job, root, code)
+            require_made_by([job], root, code)
             return
         (job.folder(root) / VERDICT).unlink(missing_ok=True)
         execute(job, root, code=code)
@@ -158,13 +156,14 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
-def require_made_by(job: Job, root: Path, code: str) -> None:
-    """Raise UserError where a job's result was made by other code."""
-    if (made_by := job.record(root)["code"]) != code:
-        raise UserError(
-            f"{job.name}: was made by code {made_by}, and this is code {code}, so it cannot be compared with what "
-            f"is to come; go on with that code, or delete {job.folder(root)}"
-        )
+def require_made_by(jobs: Sequence[Job], root: Path, code: str) -> None:
+    """Raise UserError where a result that is there was made by other code."""
+    for job in jobs:
+        if job.is_done(root) and (made_by := job.record(root)["code"]) != code:
+            raise UserError(
+                f"{job.name}: was made by code {made_by}, and this is code {code}, so it cannot be compared with what "
+                f"is to come; go on with that code, or delete {job.folder(root)}"
+            )
 
 
 def _ready(waiting: Sequence[Job], busy: Sequence[Job], *, root: Path, cores: int) -> Iterator[Job]:

@@ -19,6 +19,7 @@ from valor.data.phantom.report import write_report
 from valor.data.reports import parse_openi
 from valor.models.sentences import reversed_polarity, sentences, swap_sides
 from valor.recipe import ReportNoise, TextReward, load
+from valor.rewards.agreement import AgreementWeights
 from valor.rewards.text import build
 
 OPENI = SHARED / "openi" / "ecgen-radiology"
@@ -249,6 +250,8 @@ def test_the_right_side_in_other_words_is_better_than_a_copy_with_the_wrong_one(
 
 
 def test_the_experiments_price_inventions_higher_than_the_recipe():
+    recipe, experiments = (rewards[0].options for rewards in (of_the_recipe(), of_the_experiments()))
+    assert recipe.get("invention", AgreementWeights.invention) < experiments["invention"]
     assert of_the_recipe() != of_the_experiments()
 
 

@@ -2,9 +2,9 @@
 
 A difference is the mean of the seeds' differences, and its interval is Student's. A seed has models and test subjects
 of its own, so what its difference departs from the mean by holds both sources of chance, and the seeds' differences are
-independent draws. A bootstrap that draws seeds and then subjects counts the subjects twice: on simulated seeds that
-agree it was half as wide again as it should be, and of three that do not it held the truth 84 times in 100 and not 95.
-Beside it stands a percentile bootstrap over subjects with the seeds held: how sure the sign is for these very models.
+independent draws. A bootstrap that draws seeds and then subjects would count the subjects twice, and of few seeds that
+differ it would be too narrow. Beside the interval stands a percentile bootstrap over subjects with the seeds held: how
+sure the sign is for these very models.
 """
 
 import dataclasses

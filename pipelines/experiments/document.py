@@ -13,7 +13,7 @@ from pipelines.experiments import analysis, figures, ledger, outcomes
 from pipelines.experiments.arms import ARMS
 from pipelines.experiments.headline import headline
 from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
-from pipelines.experiments.wording import change, heading, percent, verdicts
+from pipelines.experiments.wording import bounded, change, heading, percent, verdicts
 from valor.evaluation.measures import slug
 
 PAGE = "README.md"
@@ -137,10 +137,10 @@ def _at_same_inventions(found: Outcomes) -> str:
     for name in RIVALS:
         for arm in ("text", FINAL):
             if above := found.missed_above(name, arm):
-                mean, half = np.mean(list(above.values())), analysis.student(list(above.values()))
-                interval = f" [{100 * (mean - half):+z.1f}, {100 * (mean + half):+z.1f}]" if np.isfinite(half) else ""
+                mean, half = float(np.mean(list(above.values()))), analysis.student(list(above.values()))
                 by_seed = ", ".join(f"{seed}: {100 * value:+z.1f}" for seed, value in above.items())
-                lines.append(f"| {ARMS[name].title} | {ARMS[arm].title} | {100 * mean:+z.1f}{interval} | {by_seed} |")
+                shown = bounded(mean, mean - half, mean + half)
+                lines.append(f"| {ARMS[name].title} | {ARMS[arm].title} | {shown} | {by_seed} |")
     return (
         "A model that only slides misses as much as the curve does at the same inventions. What each arm misses, minus "
         "the least that a curve misses where it invents no more than the arm (less than zero is above the curve; seeds "

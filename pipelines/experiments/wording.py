@@ -19,9 +19,13 @@ def change(found: Difference, measure: Measure) -> str:
     mark = ""
     if found.is_sure and measure.higher_is_better is not None:
         mark = " better" if (found.value > 0) == measure.higher_is_better else " **worse**"
-    if not np.isfinite(found.low):
-        return f"{100 * found.value:+z.1f}"
-    return f"{100 * found.value:+z.1f} [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]{mark}"
+    return bounded(found.value, found.low, found.high) + mark
+
+
+def bounded(value: float, low: float, high: float) -> str:
+    """Return a fraction's change in points with its bounds, where it has any."""
+    bounds = f" [{100 * low:+z.1f}, {100 * high:+z.1f}]" if np.isfinite(low) else ""
+    return f"{100 * value:+z.1f}{bounds}"
 
 
 def heading(measure: Measure) -> str:

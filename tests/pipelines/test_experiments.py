@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import queue
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -842,6 +843,34 @@ def test_experiments_on_real_models_end_in_a_page(tmp_path, monkeypatch, capfd):
     assert 0 <= probe.record(root)["metrics"]["f1_macro"] <= 1
     tables = [results.load(path) for path in curve.output("curve").path(root).glob("*.npz")]
     assert [len(table.subjects) for table in tables] == [6] * len(BIASES)
+    _a_job_that_was_cut_off_continues(seed.sft.job, root, other=tmp_path / "other")
+
+
+def _a_job_that_was_cut_off_continues(job, root, *, other):
+    """Told to end in training and run again, it ends in what it ends in when nobody disturbs it."""
+    needed = [output.job for output in job.inputs.values()]
+    for one in needed:
+        shutil.copytree(one.folder(root), one.folder(other))
+
+    def end():
+        events = job.folder(other) / "events.jsonl"
+        while not (events.is_file() and re.search(r'"step": ([5-9]|[1-4]\d)', events.read_text())):
+            time.sleep(0.02)
+        for process in multiprocessing.active_children():
+            process.terminate()
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        ended = pool.submit(end)
+        with pytest.raises(ResourceError, match="sft, seed 5"):
+            run.run([job], root=other, cores=1)
+        ended.result()
+    assert not job.is_done(other)
+    run.run([job], root=other, cores=1)
+    record = job.record(other)
+    assert record["tries"] == 2
+    assert 0 < record["metrics"]["resumed_from_step"] < job.settings["trainer"]["max_steps"]
+    digests = [artifacts.read_stamp(job.output("checkpoint").path(where))["digest"] for where in (root, other)]
+    assert digests[0] == digests[1]
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ def test_the_loss_sees_the_ranks_of_the_experts_rewards_with_the_unusable_last(t
     monkeypatch.setattr(VisionGRPOTrainer, "_generate_and_score_completions", generated)
     monkeypatch.setattr(VisionGRPOTrainer, "_compute_loss", lost)
     monkeypatch.setattr("valor.training.trainers.unusable", cut)
-    monkeypatch.setattr("valor.stages.grpo_vision.trainer", _with_reward(trainer))
+    _pays(monkeypatch, _fixed(REWARDS))
     grpo_vision(
         settings(similarity, max_steps=1), dataset=world().dataset, parent=world().parent, expert=world().expert,
         checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
@@ -175,21 +175,25 @@ def test_the_loss_sees_the_ranks_of_the_experts_rewards_with_the_unusable_last(t
 REWARDS = [-0.25, 0.5, -0.5, -0.125, -2.0, 0.25, -0.25, -1.0]
 
 
-def _with_reward(build):
-    def expert_statements_reward(completions, image_embed, **_):
-        assert len(image_embed) == len(completions) == len(REWARDS)
-        return REWARDS
+def _pays(monkeypatch, reward):
+    """Let the stage train on `reward` instead of its expert's."""
+    reward.__name__ = "expert_statements_reward"
+    monkeypatch.setattr(
+        "valor.stages.grpo_vision.trainer", lambda *args, **kwargs: trainer(*args, **{**kwargs, "reward": reward})
+    )
 
-    def built(*args, **kwargs):
-        return build(*args, **{**kwargs, "reward": expert_statements_reward})
 
-    return built
+def _fixed(rewards):
+    def reward(completions, image_embed, **_):
+        assert len(image_embed) == len(completions) == len(rewards)
+        return rewards
+
+    return reward
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf"), None])
 def test_a_reward_that_is_no_number_stops_the_stage(tmp_path, monkeypatch, broken):
-    monkeypatch.setattr(sys.modules[__name__], "REWARDS", [*REWARDS[:-1], broken])
-    monkeypatch.setattr("valor.stages.grpo_vision.trainer", _with_reward(trainer))
+    _pays(monkeypatch, _fixed([*REWARDS[:-1], broken]))
     with pytest.raises(GuardStop, match=r"^step 1: a reward is (nan|inf); .*calibration"):
         grpo_vision(
             settings(), dataset=world().dataset, parent=world().parent, expert=world().expert,
@@ -199,13 +203,7 @@ def test_a_reward_that_is_no_number_stops_the_stage(tmp_path, monkeypatch, broke
 
 
 def test_a_reward_that_pays_for_every_word_is_stopped_and_the_last_good_checkpoint_stays(tmp_path, monkeypatch):
-    def expert_statements_reward(completions, **_):
-        return [float(len(completion[0]["content"])) for completion in completions]
-
-    def built(*args, **kwargs):
-        return trainer(*args, **{**kwargs, "reward": expert_statements_reward})
-
-    monkeypatch.setattr("valor.stages.grpo_vision.trainer", built)
+    _pays(monkeypatch, lambda completions, **_: [float(len(completion[0]["content"])) for completion in completions])
     changes = {"per_device_train_batch_size": 16, "num_generations": 8, "learning_rate": 0.1, "save_steps": 1}
     wordy = settings(max_steps=40, **changes).model_copy(update={"guards": Guards(window=5), "max_new_tokens": 60})
     with pytest.raises(GuardStop, match=r"tokens per completion: .*guards\.max_length_ratio") as stop:

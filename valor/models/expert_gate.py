@@ -94,6 +94,8 @@ def show(gate: dict[str, Any]) -> str:
         )
         note = f"  masked: {row['masked']}" if row["masked"] else ""
         note += f"  side masked: {row['masked_side']}" if row["masked_side"] else ""
+        if row["negation"] is None and not row["masked"]:
+            note += f"  judged without negation: {row['negation_pairs']} pairs"
         lines.append(f"{finding:28} {row['positives']:5} {numbers}{note}")
     for key in ("overall", "prefers"):
         lines.append(f"{key}: " + ", ".join(f"{k} {v:.3f}" for k, v in gate[key].items() if v is not None))

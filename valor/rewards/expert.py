@@ -1,6 +1,7 @@
 """Stage 2's rewards: how well a report fits the image in the eyes of a frozen expert.
 
-`paper` is the mean cosine of the report's sentences with the image, as VALOR (arXiv 2512.16201) describes it.
+`paper` is VALOR's similarity of image and report (arXiv 2512.16201) as we read it: the mean cosine of the report's
+sentences with the image, since a report is longer than the 77 tokens that the paper's kind of expert takes.
 `statements` is VALOR's closed variant, not the paper's: silence, length and wording cannot game it, because a labeler
 reads every report into one assertion per finding (`valor.models.statements`).
 """

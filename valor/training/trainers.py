@@ -286,6 +286,7 @@ def forget_images_at_each_sync(generation: Any) -> None:
     """Make TRL's vLLM engine drop its image embeddings whenever it gets new weights.
 
     It keeps them by image, and TRL drops its text cache alone (trl#7198): the projector, which trains, would go unseen.
+    vLLM's own reload of weights calls the same method since vllm#45093.
     """
     sync = generation.sync_weights
 

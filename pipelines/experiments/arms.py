@@ -56,7 +56,7 @@ class Schedule:
     vision_steps: int = 100
     text_lr: float = 1.0e-4
     vision_lr: float = 1.0e-4
-    vision_odds: float = 2.0
+    vision_odds: float = 1.0
     invention: float = 8.0
     place: float = 1.5
     base: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"subjects": 4000, "tower_steps": 1200})

@@ -7,7 +7,7 @@ from pathlib import Path
 from valor.context import home
 from valor.errors import Interrupted, UserError, ValorError
 
-TEST_SEEDS = (49_001, 49_002, 49_003, 49_004, 49_005)
+TEST_SEEDS = (50_001, 50_002, 50_003, 50_004, 50_005)
 """Opened once, after every choice was made on other seeds."""
 RESULTS = Path(__file__).parents[2] / "docs" / "experiments"
 """Where results go unless told otherwise, and those of the test seeds always: their ledger is there."""

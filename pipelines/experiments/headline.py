@@ -77,11 +77,22 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
         drawn = len(stands.seeds) if stands else 0
         if stands and drawn >= wanted:
             rows.append((asked, stands.low > 0, f"{100 * stands.low:+z.1f} at least"))
+            rows.append(_no_slide(found, name))
         else:
             rows.append((asked, False, f"not known: {drawn} of {wanted} seeds have the curve"))
     rows.append(_headroom([probe - ours for seed, probe, ours, _ in found.probed() if seed in seeds], wanted))
     rows.append(_same_time([one["arms"] for one in found.facts if one["seed"] in seeds]))
     return verdicts(rows)
+
+
+def _no_slide(found: Outcomes, curve: str) -> tuple[str, bool, str]:
+    """Return the row that tells whether the final model misses less than a curve does at no more inventions."""
+    asked = f"at no more inventions {ARMS[curve].title}'s curve misses more: the interval is below zero"
+    points = list(found.missed_above(curve, FINAL).values())
+    if len(points) < 2:
+        return asked, False, f"not known: on {len(points)} seeds does the curve invent so little"
+    high = float(np.mean(points)) + analysis.student(points)
+    return asked, high < 0, f"{100 * high:+z.1f} at most, {len(points)} seeds"
 
 
 def _headroom(leads: Sequence[float], wanted: int) -> tuple[str, bool, str]:

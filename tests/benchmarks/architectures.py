@@ -58,9 +58,7 @@ ARCHITECTURES = {
 }
 
 
-def build(
-    name: str, texts: Sequence[str], *, seed: int = 0, device: str = "cpu", dtype: str = "float32"
-) -> tuple[Any, Any]:
+def build(name: str, texts: Sequence[str], *, seed: int = 0, device: str = "cpu") -> tuple[Any, Any]:
     """Return (LlavaForConditionalGeneration, LlavaProcessor).
 
     The image processor resamples as VALOR's ingest does (Lanczos), so that all that is raced sees the same pixels.
@@ -70,7 +68,6 @@ def build(
         texts: what the tokenizer is trained on.
         seed: of the weights.
         device: where the weights are drawn.
-        dtype: of the weights.
     """
     import torch
     from PIL.Image import Resampling
@@ -111,13 +108,8 @@ def build(
         **ids,
     )
     torch.manual_seed(seed)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(getattr(torch, dtype))
-    try:
-        with torch.device(device):
-            model = LlavaForConditionalGeneration(config)
-    finally:
-        torch.set_default_dtype(before)
+    with torch.device(device):
+        model = LlavaForConditionalGeneration(config)
     for key, value in ids.items():
         setattr(model.generation_config, key, value)
     pixels = image_processor(size.image_px)

@@ -86,9 +86,9 @@ def page(results: Results, others: Sequence[str] = ()) -> str:
 # Benchmarks
 
 Written by `make bench`{written}
-Each figure is a ratio within one run: processes of one thread take turns step by step, and the median of the rounds'
-ratios is kept, with the least and the greatest. Times are CPU seconds of the process, so other work on the machine
-moves them little.{_others(others)}
+A step's ratio is of one run: processes of one thread take turns step by step, and the median of the rounds' ratios is
+kept, with the least and the greatest. Times are CPU seconds of the process, so other work on the machine moves them
+little. The code's digest is `{next(iter(results.values()))["code"]}`.{_others(others)}
 
 ![A step's time, stock TRL and VALOR]({FIGURE})
 
@@ -108,10 +108,11 @@ computed once per group. The features-given steps, with no image work and no tow
 against TRL's own such step, and against VALOR's, whose language model does half the work. An image seen before costs
 next to nothing.
 
-## Stage 2 by group size
+## The projector alone, by group size
 
-{where("memory-")}The projector alone trains, gradient checkpointing. Time is as above, with VALOR's decoding and
-shrinking. Memory is the process's peak above what the built model holds.
+{where("memory-")}What trains in stage 2, with gradient checkpointing and a reward that costs nothing; the expert's
+time is in the next section. Time is as above, with VALOR's decoding and shrinking. Memory is the process's peak above
+what the built model holds: activations, gradients, the optimizer's state, images.
 
 {_table(_MEMORY_HEAD, _memory_rows(results))}
 
@@ -124,13 +125,13 @@ shrinking. Memory is the process's peak above what the built model holds.
 {_gpu(results)}
 
 ```
-python tests/benchmarks/gpu.py           # 0.5B and LLaVA-1.5-7B, bfloat16, 336 px, one GPU
+python tests/benchmarks/gpu.py           # 0.5B and LLaVA-1.5-7B, bfloat16 autocast, 336 px, one GPU
 python tests/benchmarks/gpu.py --device cpu --size tiny --rounds 1 --tokens 8 --source-px 64
 ```
 
 Before it times bfloat16, one step in float32 on the same device must agree as above, with few and short completions.
-It prints completion tokens/s, model FLOPs utilisation, peak memory and the ratio to stock TRL, and this page shows what
-it leaves in `build/benchmarks/`. A step's time is by the clock, with VALOR's decoding and shrinking of its images.
+It prints completion tokens/s, the share of the GPU's peak, peak memory and the ratio to stock TRL, and this page shows
+what it leaves in `build/benchmarks/`. A step's time is by the clock, with VALOR's decoding and shrinking of its images.
 
 ## Commands
 
@@ -220,7 +221,7 @@ def _memory_rows(results: Results) -> list[str]:
     rows = []
     for name in sorted(name for name in results if name.startswith("memory-")):
         found = results[name]
-        ratios, held = found["ratios"], found["activations_mb"]
+        ratios, held = found["ratios"], found["above_model_mb"]
         rows.append(
             f"| {found['work']['generations']} | {ratios['stock / valor']['median']:.2f}x"
             f" | {found['seconds']['stock']:.1f} | {found['seconds']['valor']:.1f}"
@@ -285,14 +286,18 @@ def _gpu(results: Results) -> str:
     rows = []
     for result in found.values():
         size, stock, ours = (ARCHITECTURES[result["work"]["architecture"]].words, *map(result["figures"].get, _GPU))
-        mfu = " / ".join("unknown" if one["mfu"] is None else f"{one['mfu']:.1%}" for one in (stock, ours))
+        shares = (one["of_peak"] for one in (stock, ours))
+        of_peak = " / ".join("unknown" if share is None else f"{share:.1%}" for share in shares)
         rows.append(
             f"| {size} | {result['device']} | {result['ratio']:.2f}x | "
-            f"{stock['completion_tokens_per_s']:.0f} / {ours['completion_tokens_per_s']:.0f} | {mfu} | "
+            f"{stock['completion_tokens_per_s']:.0f} / {ours['completion_tokens_per_s']:.0f} | {of_peak} | "
             f"{stock['peak_mb'] * 1e6 / 2**30:.1f} / {ours['peak_mb'] * 1e6 / 2**30:.1f} |"
         )
-    head = ("model", "device", "time, stock / VALOR", "completion tokens/s", "MFU", "peak memory, GiB")
-    words = f"Measured on {'; '.join(_places(found, 'gpu-'))}. Of each pair the first is stock TRL, the second VALOR."
+    head = ("model", "device", "time, stock / VALOR", "completion tokens/s", "of the peak FLOP/s", "peak memory, GiB")
+    words = (
+        f"Measured on {'; '.join(_places(found, 'gpu-'))}. Of each pair the first is stock TRL, the second VALOR. The "
+        "share of the peak is of the work that stock TRL does, so the first is its MFU; VALOR spares most of that work."
+    )
     return f"{_table(head, rows)}\n\n{words} The commands:"
 
 

@@ -1,11 +1,11 @@
-"""The same at real size on a GPU: tokens/s, model FLOPs utilisation, memory and the ratio to stock TRL.
+"""The same at real size on a GPU: tokens/s, share of the peak FLOP/s, memory and the ratio to stock TRL.
 
-LLaVA-1.5-7B's and a 0.5B model's architecture with random weights, bfloat16. The 7B model trains its projector alone
-(stage 2), since its optimizer's state does not fit beside it; the 0.5B model trains its language model too. Variants
-run one after the other, each in a process of its own. `--device cpu --size tiny` runs the same code anywhere.
+LLaVA-1.5-7B's and a 0.5B model's architecture with random weights, which are float32 under bfloat16's autocast, as a
+stage has them (the 7B model's take 27 GB). The 7B model trains its projector alone (stage 2), since its optimizer's
+state does not fit beside it; the 0.5B model trains its language model too. Variants run one after the other, each in a
+process of its own. `--device cpu --size tiny` runs the same code anywhere.
 
-Before the timed steps, a step in float32 must be the same training (`same_step`), for which the 7B model's weights take
-27 GB.
+Before the timed steps, a step in float32 must be the same training (`same_step`).
 """
 
 import argparse
@@ -18,7 +18,7 @@ from architectures import ARCHITECTURES, Architecture
 from lane import Work
 from race import Lane, alone, once, require_same_training
 
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0, "L4": 121.0}
+PEAK_TFLOPS = {"H100 80GB HBM3": 989.0, "H200": 989.0, "A100": 312.0, "L40S": 362.0}
 """Dense bfloat16 peaks of NVIDIA's data sheets."""
 
 
@@ -36,7 +36,6 @@ def plan(size: str, variant: str, options: argparse.Namespace) -> Work:
         projector_only=size == "7b",
         device=options.device,
         dtype="bfloat16",
-        weights="bfloat16" if size == "7b" else "float32",
     )
 
 
@@ -52,13 +51,15 @@ def same_step(works: Mapping[str, Work], *, threads: int) -> dict[str, float]:
     lanes, limits = {}, {"prompts": 2, "generations": 4, "tokens": 16}
     for name, work in works.items():
         fewer = {key: min(getattr(work, key), limit) for key, limit in limits.items()}
-        exact = dataclasses.replace(work, dtype="float32", weights="float32", steps=1, **fewer)
+        exact = dataclasses.replace(work, dtype="float32", steps=1, **fewer)
         lanes[name] = alone(exact, threads=threads)
     return require_same_training(lanes)
 
 
 def model_flops(work: Work) -> float:
-    """Return the FLOPs of an optimizer step that GRPO itself asks for: no recomputation, nothing shared.
+    """Return the FLOPs of an optimizer step as TRL does it, less recomputation: nothing is shared or spared.
+
+    Of stock TRL's time it gives the utilisation (MFU). Of VALOR's, which does a part of this work, it gives a speed.
 
     A matrix product of n parameters costs 2n a token; attention 4 x width x context more per layer. Generation reads
     prompt and completion once, the loss is one forward pass, and the backward pass costs one more for gradients of
@@ -94,7 +95,7 @@ def summary(lane: Lane, peak_tflops: float | None) -> dict[str, Any]:
         "seconds": seconds,
         "completion_tokens_per_s": work.generations * work.prompts * work.tokens / seconds,
         "model_tflops_per_s": flops / 1e12,
-        "mfu": flops / 1e12 / peak_tflops if peak_tflops else None,
+        "of_peak": flops / 1e12 / peak_tflops if peak_tflops else None,
         "peak_mb": lane.end["peak_mb"],
     }
 
@@ -147,9 +148,10 @@ def main() -> None:
     for size in options.size:
         result = once(f"gpu-{size}-{options.device}", lambda s=size: compare(s, options), options)
         for name, found in result["figures"].items():
-            utilisation = "unknown" if found["mfu"] is None else f"{found['mfu']:.1%}"
+            share = "unknown" if found["of_peak"] is None else f"{found['of_peak']:.1%}"
             print(
-                f"{size} {name}: {found['seconds']:.2f} s/step, MFU {utilisation}, peak {found['peak_mb']:.0f} MB, "
+                f"{size} {name}: {found['seconds']:.2f} s/step, stock's work at {share} of the GPU's peak, "
+                f"{found['peak_mb']:.0f} MB at most, "
                 f"{found['completion_tokens_per_s']:.0f} completion tokens/s",
                 flush=True,
             )

@@ -40,7 +40,6 @@ class Work:
         projector_only: train the projector alone, as stage 2 does.
         device: `cpu` or `cuda`.
         dtype: `float32`, or `bfloat16` for autocast.
-        weights: the weights' own dtype; a 7B model that trains whole fits one GPU only in bfloat16.
         reward: `variety` (next to free), or `text`, `statements` or `paper` (the real ones, on phantom reports).
     """
 
@@ -55,7 +54,6 @@ class Work:
     projector_only: bool = False
     device: str = "cpu"
     dtype: str = "float32"
-    weights: str = "float32"
     reward: str = "variety"
 
     @property
@@ -353,7 +351,7 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
 
     warnings.filterwarnings("ignore")
     reports = [f"FINDINGS: {findings} IMPRESSION: {impression}" for findings, impression in reports_only(256)]
-    model, processor = build(work.architecture, [*reports, PROMPT], device=work.device, dtype=work.weights)
+    model, processor = build(work.architecture, [*reports, PROMPT], device=work.device)
     choose_trained(model, projector_only=work.projector_only)
     sizes = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
     counts = {"trained": sum(n for n, trains in sizes if trains), "total": sum(n for n, _ in sizes)}

@@ -28,11 +28,11 @@ def compare(generations: int, *, architecture: str, rounds: int) -> dict[str, An
         "differences": require_same_training(lanes),
         "threads": 1,
         "seconds": {name: sorted(lane.seconds)[len(lane.seconds) // 2] for name, lane in lanes.items()},
-        "activations_mb": {name: lane.activations_mb for name, lane in lanes.items()},
+        "above_model_mb": {name: lane.above_model_mb for name, lane in lanes.items()},
         "model_mb": valor.end["model_mb"],
         "ratios": {
             "stock / valor": ratio(stock.seconds, valor.seconds),
-            "memory, stock / valor": ratio([stock.activations_mb], [valor.activations_mb]),
+            "memory, stock / valor": ratio([stock.above_model_mb], [valor.above_model_mb]),
         },
     }
 

@@ -54,7 +54,7 @@ class Lane:
         return [seconds + rows / self.work.steps for seconds in self.every[1:]]
 
     @property
-    def activations_mb(self) -> float:
+    def above_model_mb(self) -> float:
         """Peak memory above what the process held once the model was built."""
         return self.end["peak_mb"] - self.end["model_mb"]
 

@@ -4,6 +4,7 @@ Reports are the phantom's, each scored once; with `--openi` also the Open-i coll
 """
 
 import argparse
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,8 @@ def text_rate(reports: list[str], *, batch: int = BATCH) -> dict[str, Any]:
 def _rate(seconds: list[float], batch: int) -> dict[str, float]:
     """Return completions a second of batches that took so long."""
     # The first half fills the labeler's table of sentences, as the first steps of a training do.
-    counted = sorted(batch / spent for spent in seconds[len(seconds) // 2 :])
-    return {"median": counted[len(counted) // 2], "low": counted[0], "high": counted[-1]}
+    counted = [batch / spent for spent in seconds[len(seconds) // 2 :]]
+    return {"median": statistics.median(counted), "low": min(counted), "high": max(counted)}
 
 
 def openi(folder: Path) -> list[str]:
@@ -104,7 +105,7 @@ def main() -> None:
         phantom = [f"FINDINGS: {f} IMPRESSION: {i}" for f, i in reports_only(BATCHES * BATCH)]
         result = {"threads": 1, "phantom": text_rate(phantom)}
         if options.openi:
-            result["openi"] = text_rate(openi(options.openi), batch=BATCH // 5)
+            result["openi"] = text_rate(openi(options.openi), batch=BATCH // 16)
         return result
 
     result = once("rewards-text", rates, options)

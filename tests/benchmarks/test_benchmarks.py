@@ -75,7 +75,7 @@ def test_the_gpu_script_on_a_cpu(results, monkeypatch, capsys):
     result = json.loads((results / "gpu-tiny-cpu.json").read_text())
     assert result["work"]["dtype"] == "bfloat16"
     assert result["differences"]["grad_norm"] < 1e-3
-    assert 0 < result["figures"]["valor"]["mfu"] < 1
+    assert 0 < result["figures"]["valor"]["of_peak"] < 1
     assert "tiny: stock / valor" in capsys.readouterr().out
 
 
@@ -260,7 +260,7 @@ def step_result(**changes) -> dict:
 
 
 def memory_result(**changes) -> dict:
-    result = step_result(activations_mb={"stock": 608.0, "valor": 219.0}, **changes)
+    result = step_result(above_model_mb={"stock": 608.0, "valor": 219.0}, **changes)
     spread = result["ratios"]["stock / valor"]
     return {**result, "ratios": {"stock / valor": spread, "memory, stock / valor": {**spread, "median": 2.78}}}
 
@@ -285,10 +285,10 @@ def share_result(share: float, embedding_share: float = 0.0) -> dict:
 
 
 def gpu_result(**changes) -> dict:
-    figures = {"mfu": 0.25, "completion_tokens_per_s": 900.0, "peak_mb": 20480.0}
+    figures = {"of_peak": 0.25, "completion_tokens_per_s": 900.0, "peak_mb": 20480.0}
     return {
         "work": dataclasses.asdict(Work(variant="valor")), "ratio": 2.5, "device": "a card", "code": "present",
-        "figures": {"stock": {**figures, "mfu": None}, "valor": figures}, "machine": "a host with a card",
+        "figures": {"stock": {**figures, "of_peak": None}, "valor": figures}, "machine": "a host with a card",
         "date": "2026-01-03T10:00:00Z", **changes,
     }  # fmt: skip
 
@@ -397,5 +397,5 @@ def test_sections_measured_apart_say_when_and_where():
         apart = document.page({"step-plain": step_result(), "memory-g08": memory_result(**changes)})
         assert "Written by `make bench`; each section says" in apart
         assert "## A GRPO step\n\nMeasured on 2026-01-02: a machine.\n\n" in apart
-        assert f"## Stage 2 by group size\n\nMeasured on {place}.\n\n" in apart
+        assert f"## The projector alone, by group size\n\nMeasured on {place}.\n\n" in apart
         assert "## Rewards\n\nNot measured yet." in apart

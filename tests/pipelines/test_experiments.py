@@ -268,7 +268,7 @@ def test_what_was_asked_and_not_reached_is_told(collected, two_seeds_are_all):
     seal(collected)
     page = document.write(collected).read_text()
     asked = dict(re.findall(r"^\| ([^|]+) \| [^|]+ \| (yes|\*\*no\*\*) \|$", page, re.M))
-    assert len(asked) == 14
+    assert len(asked) == 16
     assert [name for name, met in asked.items() if met == "yes"] == []
 
 
@@ -282,6 +282,7 @@ def test_a_method_that_only_slides_along_the_curve_is_not_above_it(collected, tw
         "F1 above the operating curve of SFT: the interval of the difference is above zero | +0.0 at least | **no**"
         in page
     )
+    assert "SFT's curve misses more: the interval is below zero | +0.0 at most, 2 seeds | **no**" in page
 
 
 def test_the_page_compares_each_with_its_best_bias(collected, two_seeds_are_all):
@@ -310,7 +311,9 @@ def test_what_slides_along_the_curve_misses_as_much_and_what_rises_misses_less(c
     for seed in (1, 5):
         results.save(collected / f"valor-{seed}.npz", table(0.8, seed=seed, invented=0.2))
     seal(collected)
-    rises = row(document.write(collected).read_text())
+    page = document.write(collected).read_text()
+    assert re.search(r"SFT's curve misses more: the interval is below zero \| -\d.* at most, 2 seeds \| yes", page)
+    rises = row(page)
     assert float(rises[1]) < 0
     assert float(rises[2]) < 0
     for seed in (1, 5):

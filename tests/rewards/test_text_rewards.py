@@ -89,8 +89,8 @@ def test_the_true_report_scores_higher_than_its_opposite(name, opposite, referen
 def test_bounds_and_the_worst(name):
     low, high = RANGE[name]
     for reference in (*REPORTS, NORMAL, ""):
-        values = {o: score(name, OPPOSITES[o](r), reference) for o in OPPOSITES for r in REPORTS}
-        assert all(low <= v <= high for v in values.values())
+        values = [score(name, OPPOSITES[o](r), reference) for o in OPPOSITES for r in REPORTS]
+        assert all(low <= value <= high for value in values)
     for reference in (*REPORTS, NORMAL):
         assert score(name, reference, reference) == pytest.approx(high)
         for nothing in ("", "  \n", NOISE, "XXXX ...", " ".join(["No effusion."] * 1000)):

@@ -1,11 +1,14 @@
 """The grpo_text stage, end to end on a tiny LLaVA."""
 
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.models.clip.modeling_clip import CLIPVisionModel
+from transformers.models.llama.modeling_llama import LlamaModel
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
 from killing import survives_a_kill
@@ -14,8 +17,9 @@ from tiny_llava import world
 from valor import artifacts
 from valor.context import Context
 from valor.errors import UserError
-from valor.recipe import GrpoTextSettings
+from valor.recipe import GrpoTextSettings, Lora
 from valor.stages.grpo_text import grpo_text
+from valor.training.trainers import ReportGRPOTrainer
 
 SIZE = {
     "per_device_train_batch_size": 8,
@@ -130,3 +134,45 @@ def test_survives_sigkill(tmp_path, trainer):
         grpo_text, chosen, tmp_path=tmp_path, seed=2, dataset=world().dataset, parent=world().parent
     )
     assert metrics["resumed_from_step"] % chosen.trainer.get("num_iterations", 1) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "towers"),
+    [
+        ({}, 1),
+        ({"dtype": "bfloat16"}, 1),
+        ({"dtype": "bfloat16", "lora": Lora(r=4)}, 1),
+        ({"trainer": {"beta": 0.1}}, 2),
+    ],
+)
+def test_each_tower_sees_each_image_once_and_samples_come_from_the_policy_of_the_loss(
+    tmp_path, monkeypatch, changes, towers
+):
+    seen, autocast, found = Counter(), set(), {}
+    look, read, train = CLIPVisionModel.forward, LlamaModel.forward, ReportGRPOTrainer.train
+
+    def looked(self, pixel_values, *args, **kwargs):
+        seen[id(self)] += len(pixel_values)
+        return look(self, pixel_values, *args, **kwargs)
+
+    def was_read(self, *args, **kwargs):
+        autocast.add((torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")))
+        return read(self, *args, **kwargs)
+
+    def trained(self, *args, **kwargs):
+        result = train(self, *args, **kwargs)
+        # Merging adapters is checked on studies of its own.
+        found["seen"], found["autocast"] = list(seen.values()), set(autocast)
+        return result
+
+    monkeypatch.setattr(CLIPVisionModel, "forward", looked)
+    monkeypatch.setattr(LlamaModel, "forward", was_read)
+    monkeypatch.setattr(ReportGRPOTrainer, "train", trained)
+    chosen = settings(max_steps=1, save_strategy="no", **changes.get("trainer", {}))
+    grpo_text(
+        chosen.model_copy(update={key: value for key, value in changes.items() if key != "trainer"}),
+        dataset=world().dataset, parent=world().parent, checkpoint=tmp_path / "checkpoint",
+        context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    prompts = SIZE["per_device_train_batch_size"] // SIZE["num_generations"]
+    assert found == {"seen": [prompts] * towers, "autocast": {("dtype" in changes, torch.bfloat16)}}

@@ -97,7 +97,8 @@ def test_some_steps_may_be_a_share_of_the_training(field):
         ("sft.trainer.save_strategy=best", "is 'best', expected one of steps, no", "'no'"),
         ("sft.trainer.save_strategy=no", "is False, expected one of steps, no .in quotes", "'no'"),
         ("grpo_text.trainer.save_strategy=epoch", "is 'epoch', expected one of steps, no", "'no'"),
-        ("grpo_vision.trainer.dataloader_num_workers=2", "cannot use its GPU; remove it", "0"),
+        ("sft.trainer.dataloader_num_workers=2", "a copy of them all; remove it", "0"),
+        ("grpo_vision.trainer.dataloader_num_workers=2", "a copy of them all; remove it", "0"),
         ("grpo_text.trainer.generation_kwargs={num_beams: 2}", "num_beams is 2, .* one sample", "{num_beams: 1}"),
         ("grpo_vision.trainer.generation_kwargs={num_return_sequences: 2}", "is 2, .* one sample", "{num_beams: 1}"),
         ("grpo_text.trainer.generation_kwargs={do_sample: false}", "do_sample is set by VALOR", "{typical_p: 0.9}"),
@@ -117,7 +118,6 @@ def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wr
         load("phantom", [wrong])
     assert "\n" not in str(caught.value)
     assert load("phantom", [f"{field}={lawful}"])
-    assert load("phantom", ["grpo_text.trainer.dataloader_num_workers=2"])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import errno
 
 import numpy as np
 import pytest
+import torch
 from tiny_llava import PROMPT, world, write_dataset
 
 from valor.data import manifest
@@ -42,11 +43,11 @@ def test_the_expert_sees_an_image_when_it_is_first_asked_for_and_never_again(pro
     asked, seen = [], []
     first_pixels = rows.first_pixels
     monkeypatch.setattr(rows, "first_pixels", lambda study: asked.append(study.study_id) or first_pixels(study))
-    embed = lambda images: seen.append(images[0].shape) or np.ones((1, 2))  # noqa: E731
+    embed = lambda images: seen.append(images[0].shape) or torch.ones(1, 2)  # noqa: E731
     table = rows.grpo_rows(studies, processor, prompt=PROMPT, embed=embed)
     assert asked == seen == []
     for _ in range(3):
-        assert [table[i]["image_embed"] for i in (0, 1, 0)] == [[1.0, 1.0]] * 3
+        assert [table[i]["image_embed"].tolist() for i in (0, 1, 0)] == [[1.0, 1.0]] * 3
     assert asked == [studies[0].study_id, studies[1].study_id]
     assert seen == [first_pixels(study).shape for study in studies[:2]], "the expert's own size, not the model's"
 
@@ -93,7 +94,7 @@ def test_a_table_is_made_and_copied_without_what_its_rows_are_made_from(processo
 
     class Expert:
         def embed(self, images):
-            return np.ones((len(images), 4))
+            return torch.ones(len(images), 4)
 
     for part in (rows.Pixels, manifest.Study, Expert):
         monkeypatch.setattr(part, "__reduce_ex__", refuse)
@@ -113,7 +114,7 @@ def test_text_rows_carry_the_reference_and_vision_rows_never_do(processor, studi
 
     def embed(images):
         asked.extend(images)
-        return np.ones((len(images), 4))
+        return torch.ones(len(images), 4)
 
     table = rows.grpo_rows(studies, processor, prompt=PROMPT, embed=embed)
     vision = [table[0], table[0], table[1]]

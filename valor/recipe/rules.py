@@ -50,6 +50,7 @@ _REFUSED = {
     "auto_find_batch_size": (
         "it would train with another batch than the recipe's where memory runs out; lower per_device_train_batch_size"
     ),
+    "logging_nan_inf_filter": "it would hide a loss that is no number, which ends a stage",
     "trust_remote_code": "it would run code that comes with the model",
     "model_init_kwargs": "VALOR loads the model (the stage's dtype is its setting), so TRL would ignore it",
     "use_liger_kernel": "VALOR does not install its kernels, and shared prompts would go past them",
@@ -249,8 +250,8 @@ def _reason_against(section: str, field: str, value: Any) -> str:
             "vLLM keeps the projector's image embeddings (trl#7198), and nothing but the projector trains here; that "
             "they are dropped after each step is untested"
         )
-    if field == "dataloader_num_workers" and vision and value:
-        return "the expert looks at the image of each row, and a forked worker cannot use its GPU"
+    if field == "dataloader_num_workers" and value:
+        return "rows are made from images that are decoded already, and a worker process would need a copy of them all"
     if field == "generation_kwargs" and isinstance(value, dict):
         for name in _ONE_SAMPLE:
             if value.get(name) not in (None, 1):

@@ -34,7 +34,7 @@ def expert_reward(
     odds: float = ODDS,
     eos_token_ids: Sequence[int] = (),
 ) -> Callable[..., list[float]]:
-    """Return a reward in TRL's signature; rows carry `image_embed`, from `expert.embed_images`.
+    """Return a reward in TRL's signature; rows carry `image_embed`, (D,) floats from `expert.embed_images`.
 
     Args:
         expert: frozen; for `statements` its gate must have been measured.
@@ -53,16 +53,17 @@ def expert_reward(
 
     def reward(
         completions: Sequence[Any],
-        image_embed: Sequence[Sequence[float]],
+        image_embed: Sequence[Any],
         completion_ids: Sequence[Sequence[int]] | None = None,
         **_: Any,
     ) -> list[float]:
+        import numpy as np
         import torch
 
         texts = [completion_text(completion) for completion in completions]
         cut = were_cut(completion_ids, count=len(texts), eos_token_ids=eos_token_ids)
         last = unusable(texts, cut, must_state=similarity == "statements")
-        scores = score(torch.as_tensor(image_embed, dtype=torch.float32), texts)
+        scores = score(torch.from_numpy(np.asarray(image_embed, dtype=np.float32)), texts)
         return [lowest if is_last else float(value) for value, is_last in zip(scores, last, strict=True)]
 
     reward.__name__ = f"expert_{similarity}_reward"

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from valor import progress
 from valor.errors import GuardStop, Interrupted
 from valor.recipe import Guards
-from valor.training.guards import collapse, healthy, missed_silence
+from valor.training.guards import blind_spots, collapse, healthy, missed_silence
 from valor.training.work import Work
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,15 @@ class StopOnCollapse(TrainerCallback):
     def __init__(self, guards: Guards | None, *, prompts: float, every: int):
         self._guards, self._prompts, self._every = guards, prompts, every
         self._told = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Say what the guards will not see, now that epochs and shares of them have become steps."""
+        if state.is_world_process_zero:
+            beta = getattr(args, "beta", 0.0)
+            for gap in blind_spots(
+                self._guards, beta=beta, logging_steps=state.logging_steps, max_steps=state.max_steps
+            ):
+                log.info("%s", gap)
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Stop at the log line that passes a limit, before the checkpoint of that step."""

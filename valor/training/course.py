@@ -7,6 +7,7 @@ write the checkpoint artifact.
 
 import contextlib
 import dataclasses
+import errno
 import json
 import logging
 import time
@@ -22,7 +23,6 @@ from valor.errors import IntegrityError, Interrupted, ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of
 from valor.recipe import Guards, TrainStage
 from valor.training import launch, outcome
-from valor.training.guards import blind_spots
 from valor.training.lora import merge_adapters
 from valor.training.memo import TowerMemo
 from valor.training.parts import choose_trained, count_trained
@@ -39,7 +39,7 @@ _CODE = (
 )  # fmt: skip
 """Packages and modules of valor that a stage's weights depend on; its settings are in the identity by value."""
 _LIBRARIES = ("torch", "transformers", "trl", "accelerate", "peft", "tokenizers")
-_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
+_NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 @dataclasses.dataclass
@@ -119,6 +119,10 @@ def train(
         )
         total = sum(parameter.numel() for parameter in policy.model.parameters())
         trainer = _build(build, policy)
+        if (reference := getattr(trainer, "ref_model", None)) is not None:
+            # It learns nothing, and its tower is the policy's.
+            reference.requires_grad_(requires_grad=False)
+            speedups += [memo for memo in [TowerMemo.attach(reference)] if memo]
         trainer.parent = digests[next(iter(parents))]
         trained = {"trained": count_trained(trainer.model), "total": total}
         name_layers_to_shard(trainer)
@@ -227,15 +231,7 @@ def _add_callbacks(trainer: Any, work: Any, told_to_end: Any, *, guards: Guards 
     if trainer.is_world_process_zero():
         trainer.add_callback(ReportProgress())
     trainer.add_callback(StopOnNan())
-    args = trainer.args
-    trainer.add_callback(StopOnCollapse(guards, prompts=prompts_per_step(args), every=every))
-    for gap in blind_spots(
-        guards,
-        beta=getattr(args, "beta", 0.0),
-        logging_steps=args.logging_steps,
-        max_steps=args.max_steps,
-    ):
-        log.info("%s", gap)
+    trainer.add_callback(StopOnCollapse(guards, prompts=prompts_per_step(trainer.args), every=every))
     trainer.add_callback(KeepEpochsOrder())
     trainer.add_callback(CommitCheckpoints(work, every=every, told_to_end=told_to_end, guards=guards))
 
@@ -309,10 +305,12 @@ def _out_of_memory_is_a_resource_error(stage: str) -> Iterator[None]:
 
     try:
         yield
-    except (MemoryError, RuntimeError) as error:
+    except (MemoryError, OSError, RuntimeError) as error:
         # An exhausted host shows as a RuntimeError of torch's allocator, a device that others have filled as one of
         # CUDA's own; every other RuntimeError, of whichever kind, is another fault.
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+            isinstance(error, OSError) and error.errno == errno.ENOMEM
+        )
         if not is_memory and not any(words in str(error) for words in _NO_MEMORY):
             raise
         raise ResourceError(

@@ -143,25 +143,24 @@ def collapse(
     return None
 
 
-def blind_spots(guards: Guards | None, *, beta: float, logging_steps: float, max_steps: int) -> list[str]:
+def blind_spots(guards: Guards | None, *, beta: float, logging_steps: int, max_steps: int) -> list[str]:
     """Return what the guards will not see of a stage with these trainer settings, a line each.
 
     Args:
         guards: limits.
         beta: weight of the KL term; TRL measures the divergence only where it is above 0.
         logging_steps: optimizer steps between two lines of the log.
-        max_steps: of the stage; -1 where epochs end it.
+        max_steps: of the stage.
     """
     if guards is None:
         return []
     found = []
     if guards.max_kl is not None and not beta:
         found.append("guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured")
-    last = max_steps // logging_steps * logging_steps if logging_steps >= 1 else max_steps
-    if max_steps > 0 and last <= max(guards.window, logging_steps):
+    if max_steps // logging_steps * logging_steps <= max(guards.window, logging_steps):
         found.append(
-            f"no guard will judge: trainer.max_steps is {max_steps}, guards.window {guards.window} and "
-            f"trainer.logging_steps {logging_steps:g}, so the log has nothing after the first window"
+            f"no guard will judge: of {max_steps} steps, with trainer.logging_steps {logging_steps} and guards.window "
+            f"{guards.window}, the log has nothing after the first window"
         )
     return found
 

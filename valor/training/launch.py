@@ -200,9 +200,11 @@ def is_lost_connection(error: Exception) -> bool:
     """Tell whether an error says no more than that another process is gone."""
     from torch.distributed import DistBackendError, DistNetworkError
 
-    # gloo has no class of its own for it.
+    if isinstance(error, DistBackendError | DistNetworkError):
+        return True
+    # gloo has no class of its own for it; a store's or tracker's lost connection is an OSError.
     gone = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
-    return isinstance(error, DistBackendError | DistNetworkError) or any(words in str(error) for words in gone)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in gone)
 
 
 def _failure(stage: str, settings: TrainStage, folder: Path, *, status: int, told: bool) -> ValorError:

@@ -51,10 +51,11 @@ def write(
 
 
 def _gathered_weights(trainer: Any) -> dict[str, Any] | None:
-    """Return the whole weights on the first process where each holds a share; None where each holds all of them."""
+    """Return the whole weights, on the first process at least, where each holds a share; None where each holds all."""
     if not is_sharded(trainer.model):
         return None
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
+    # DeepSpeed gives the whole to the first process and None to the others.
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) or {}
     # Gathered, a tied weight is a second tensor of the same content.
     return {name: weight for name, weight in weights.items() if name not in trainer.model.all_tied_weights_keys}
 

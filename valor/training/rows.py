@@ -112,7 +112,7 @@ def grpo_rows(
     embed: Callable[[list[Any]], Any] | None = None,
     seen: Sequence[int] = (),
 ) -> Any:
-    """Return a `datasets.Dataset` of prompt, image, study_id and either `reference` or `image_embed`.
+    """Return a `datasets.Dataset` of prompt, image, study_id and either `reference` or `image_embed`, (D,) float32.
 
     Args:
         studies: the training studies.
@@ -123,7 +123,7 @@ def grpo_rows(
         seen: whose image the expert sees for each study; () means its own.
     """
     pixels = Pixels(studies, processor)
-    embeds: dict[int, list[float]] = {}
+    embeds: dict[int, Any] = {}
 
     def row(i: int) -> dict[str, Any]:
         fields = {"prompt": messages(prompt), "image": pixels.image(i), "study_id": studies[i].study_id}
@@ -131,7 +131,7 @@ def grpo_rows(
             return {**fields, "reference": studies[i].text}
         shown = seen[i] if seen else i
         if shown not in embeds:
-            embeds[shown] = embed([first_pixels(studies[shown])])[0].tolist()
+            embeds[shown] = embed([first_pixels(studies[shown])])[0].float().cpu().numpy()
         return {**fields, "image_embed": embeds[shown]}
 
     return _dataset(len(studies), row)

@@ -189,10 +189,16 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         broken = rewards[~rewards.isfinite()]
         if len(broken):
             raise GuardStop(
-                f"step {self.state.global_step + 1}: a reward is {broken[0].item()}; its expert's calibration or "
+                f"step {self.state.global_step + 1}: a reward is {broken[0].item()}; an expert's calibration or its "
                 "weights may hold one"
             )
         return rewards
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        """Sample under the loss's autocast: accelerate puts it around the wrapped model's forward, peft's `generate`
+        goes past that, and samples would be those of a numerically other policy."""
+        with self.accelerator.autocast():
+            return super()._generate_single_turn(*args, **kwargs)
 
     def _looks_at_micro_batches(self) -> bool:
         """Tell whether the loss depends on which completions share a micro-batch, as a mean or quantile of its tokens.

@@ -3,6 +3,7 @@
 Stages run in forks of this process, which has the libraries loaded already, and die all the same.
 """
 
+import errno
 import json
 import multiprocessing
 import os
@@ -215,11 +216,19 @@ def _too_large_for_what_others_leave_of_the_device():
     raise torch.AcceleratorError("CUDA error: out of memory\nCUDA kernel errors might be reported later")
 
 
+def _no_room_for_a_process():
+    raise OSError(errno.ENOMEM, "Cannot allocate memory")
+
+
+def _no_room_for_a_library():
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
 @pytest.mark.parametrize(
     "allocate",
     [
         _too_large_for_the_host, _too_large_for_python, _too_large_for_the_device,
-        _too_large_for_what_others_leave_of_the_device,
+        _too_large_for_what_others_leave_of_the_device, _no_room_for_a_process, _no_room_for_a_library,
     ],
 )  # fmt: skip
 def test_out_of_memory_is_one_line_that_names_the_settings(tmp_path, monkeypatch, allocate):
@@ -228,6 +237,7 @@ def test_out_of_memory_is_one_line_that_names_the_settings(tmp_path, monkeypatch
         run("sft", tmp_path)
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith("or set trainer.activation_checkpointing: true, dtype: bfloat16, lora: {}")
 
 
 def _shapes_that_do_not_fit():

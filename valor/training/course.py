@@ -106,7 +106,7 @@ def train(
     with (
         _held(work_root, identity=identity, pipeline_run=context.pipeline_run) as (work, told_to_end),
         _deterministic(settings.seed),
-        _out_of_memory_is_a_resource_error(stage),
+        _out_of_memory_is_a_resource_error(stage, settings),
         artifacts.full_disk_is_a_resource_error(work.scratch),
         warnings.catch_warnings(),
     ):
@@ -299,7 +299,7 @@ def _deterministic(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _out_of_memory_is_a_resource_error(stage: str) -> Iterator[None]:
+def _out_of_memory_is_a_resource_error(stage: str, settings: TrainStage) -> Iterator[None]:
     """Turn an exhausted device or host memory into an error that names the settings to change."""
     import torch
 
@@ -313,7 +313,10 @@ def _out_of_memory_is_a_resource_error(stage: str) -> Iterator[None]:
         )
         if not is_memory and not any(words in str(error) for words in _NO_MEMORY):
             raise
+        unused = ["trainer.activation_checkpointing: true"]
+        unused += ["dtype: bfloat16"] if settings.dtype == "float32" else []
+        unused += ["lora: {}"] if getattr(settings, "lora", settings) is None else []
         raise ResourceError(
             f"{stage}: out of memory; lower {stage}.trainer.per_device_train_batch_size (and raise "
-            f"gradient_accumulation_steps), set trainer.gradient_checkpointing, or lower {stage}.max_new_tokens"
+            f"gradient_accumulation_steps) or {stage}.max_new_tokens, or set {', '.join(unused)}"
         ) from error

@@ -91,7 +91,7 @@ def names_one_side(text: str) -> bool:
 def loses_an_assertion(report: str, edited: str) -> bool:
     """Tell whether an edit takes away an assertion of a finding, and asserts no narrower name of it.
 
-    Names of one finding are not compared (docs/rewards.md): "compatible with pneumonia ... no consolidation" still
+    Names of one finding are not compared (docs/labeler.md): "compatible with pneumonia ... no consolidation" still
     asserts the consolidation, and so in full what the report asserts.
     """
     before, after = (Counter(mention.finding for mention in asserted(text)) for text in (report, edited))

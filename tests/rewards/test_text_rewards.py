@@ -116,6 +116,27 @@ def test_clinical_prices():
     assert of("The patient was examined upright.") == -1.0
 
 
+@pytest.mark.parametrize(
+    ("others", "invention", "cost", "worth_saying_from"),
+    [
+        (0, 2.5, 0.88, 0.37), (1, 2.5, 0.63, 0.39), (5, 2.5, 0.17, 0.33),
+        (0, 4.0, 1.25, 0.46), (1, 4.0, 1.00, 0.50), (5, 4.0, 0.27, 0.44),
+    ],
+)  # fmt: skip
+def test_prices_are_those_of_the_documentation(others, invention, cost, worth_saying_from):
+    """The table of docs/rewards.md."""
+    rest = ["Pneumothorax", "Rib fracture", "Pleural effusion", "Pleural thickening", "Pacemaker."][:others]
+    without = ". ".join(rest) or "Normal chest radiograph."
+    named = ". ".join(["Cardiomegaly", *rest])
+    (function,), _ = build([TextReward(name="clinical_agreement_reward", options={"invention": invention})])
+    spent, gained = (
+        function([right], [right])[0] - function([wrong], [right])[0]
+        for right, wrong in ((without, named), (named, without))
+    )
+    assert spent == pytest.approx(cost, abs=0.006)
+    assert spent / (spent + gained) == pytest.approx(worth_saying_from, abs=0.006)
+
+
 def test_a_reference_is_taken_at_its_word():
     reference = "Left pleural effusion. No pleural effusion."
     sure, hedged = (

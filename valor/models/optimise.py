@@ -1,8 +1,8 @@
 """The loop that trains the tiny models: Muon for matrices, AdamW for the rest, warm-up, cosine decay, clipping.
 
 Muon (Jordan et al. 2024) orthogonalises each matrix's update; tiny vision towers learn far more from as many images
-with it than with AdamW (docs/models.md), which is what makes minutes on one core enough. Left out: mixed precision,
-several processes and resuming, since a run takes two minutes.
+with it than with AdamW (docs/development.md), which is what makes minutes on one core enough. Left out: mixed
+precision, several processes and resuming, since a run takes two minutes.
 """
 
 import math

@@ -27,7 +27,7 @@ FLOOR = -3.0
 ODDS = 1.5
 """The odds of presence are multiplied by this in the score unless asked otherwise, so naming a finding pays from
 p = 1 / (1 + ODDS) = 0.4 on: the threshold that maximises F1 is half of the F1 that it reaches (Lipton et al. 2014,
-arXiv 1402.1892), about 0.8 here. Against held-out reports 1.5 was best of 0.7 to 9 (docs/models.md)."""
+arXiv 1402.1892), about 0.8 here. Against held-out reports 1.5 was best of 0.7 to 9 (docs/development.md)."""
 PLACE_FLOOR = -math.log(2)
 """The most that a wrong side, or a wrong zone, costs a finding that is there."""
 _PLACE_SHARE = 0.5

@@ -27,7 +27,7 @@ SOURCE_PX = 192
 _LANGUAGE_BATCH = 16
 _TOWER_BATCH = 64
 _EMBEDDING_LR = 6e-3
-"""Of what is no hidden matrix: with the usual 1e-3 the embeddings hold the reports back (docs/models.md)."""
+"""Of what is no hidden matrix: with the usual 1e-3 the embeddings hold the reports back (docs/development.md)."""
 
 
 def never() -> None:

@@ -166,7 +166,10 @@ def _group(title: str, file: str, arms: Sequence[str], *, found: Outcomes, folde
     drawn = {name: row["truth_f1_micro"] for name, row in rows.items()}
     figures.forest(
         folder / f"{file}.svg",
-        [(f"{ARMS[name].title} ({len(f1.seeds)} seeds)", f1, True) for name, f1 in drawn.items()],
+        [
+            (f"{ARMS[name].title} ({len(f1.seeds)} seed{'s' * (len(f1.seeds) > 1)})", f1, True)
+            for name, f1 in drawn.items()
+        ],
         title=caption,
         axis=f"points; right of zero {ARMS[reference].title} is better",
     )

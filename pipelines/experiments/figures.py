@@ -70,7 +70,7 @@ def operating_curve(
     A curve and a point of one name have one colour. There are looks for four names.
     """
     looks = dict(zip(dict.fromkeys([*points, *curves]), _LOOKS, strict=False))
-    with axes_of(path, "Left and low is better", height=4.2) as axes:
+    with axes_of(path, "What is invented for what is missed: left and low is better", height=4.2) as axes:
         for name, line in curves.items():
             axes.plot(
                 [100 * missed for missed, _ in line], [100 * invented for _, invented in line], ".-",

@@ -1,9 +1,10 @@
 """The same at real size on a GPU: tokens/s, share of the peak FLOP/s, memory and the ratio to stock TRL.
 
-LLaVA-1.5-7B's and a 0.5B model's architecture with random weights, which are float32 under bfloat16's autocast, as a
-stage has them (the 7B model's take 27 GB). The 7B model trains its projector alone (stage 2), since its optimizer's
-state does not fit beside it; the 0.5B model trains its language model too. Variants run one after the other, each in a
-process of its own. `--device cpu --size tiny` runs the same code anywhere.
+LLaVA-1.5-7B's and a 0.5B model's architecture with random weights, which are float32 under bfloat16's autocast; VALOR
+holds those that are frozen in bfloat16, as its stages do (a 7B model's take 27 and 14 GB). The 7B model trains its
+projector alone (stage 2), since its optimizer's state does not fit beside it; the 0.5B model trains its language model
+too. Variants run one after the other, each in a process of its own. `--device cpu --size tiny` runs the same code
+anywhere.
 
 Before the timed steps, a step in float32 must be the same training (`same_step`).
 """

@@ -347,6 +347,7 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
     from architectures import build
     from transformers import PrinterCallback, set_seed
 
+    from valor.training.frozen import hold_in_bfloat16
     from valor.training.parts import choose_trained
 
     warnings.filterwarnings("ignore")
@@ -367,6 +368,8 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
         trainer = trainer_class(
             model=model, reward_funcs=[reward], args=arguments(work, folder), processing_class=processor, **data
         )
+        if work.dtype == "bfloat16" and not work.variant.startswith("stock"):
+            hold_in_bfloat16(trainer.model)
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(turns.callback(work.device))
         set_seed(SEED)

@@ -23,6 +23,7 @@ from valor.errors import IntegrityError, Interrupted, ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of
 from valor.recipe import Guards, TrainStage
 from valor.training import launch, outcome
+from valor.training.frozen import hold_in_bfloat16, restore
 from valor.training.lora import merge_adapters
 from valor.training.memo import TowerMemo
 from valor.training.parts import choose_trained, count_trained
@@ -119,7 +120,12 @@ def train(
         )
         total = sum(parameter.numel() for parameter in policy.model.parameters())
         trainer = _build(build, policy)
-        if (reference := getattr(trainer, "ref_model", None)) is not None:
+        reference = getattr(trainer, "ref_model", None)
+        if settings.dtype == "bfloat16" and settings.strategy == "ddp":
+            held = hold_in_bfloat16(trainer.model)
+            if reference is not None:
+                hold_in_bfloat16(reference, only=held)
+        if reference is not None:
             # It learns nothing, and its tower is the policy's.
             reference.requires_grad_(requires_grad=False)
             speedups += [memo for memo in [TowerMemo.attach(reference)] if memo]
@@ -138,6 +144,7 @@ def train(
         metrics = outcome.metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
         # Steps behind the last log line and the last save went unseen.
         require_finite(trainer.model, step=trainer.state.global_step)
+        restore(trainer.model, parent)
         merge_adapters(trainer.model, policy.processor, policy.studies, prompt=policy.prompt)
         # Who has taken over writes the same artifact at the same place.
         work.require()

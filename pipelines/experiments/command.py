@@ -37,9 +37,10 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     jobs = []
     for number, arms in asked.items():
         seed = Seed(number)
+        # Before any reinforcement: whether there is headroom, and what a bias alone gives.
+        jobs += [ARMS["sft"].reports(seed), seed.probe(), curves(seed)["sft"]] if "sft" in arms else []
         jobs += [ARMS[name].reports(seed) for name in arms]
         jobs += [job for name, job in curves(seed).items() if name in arms]
-        jobs += [seed.probe()] if "sft" in arms else []
         jobs += [seed.signal()] if "truth" in arms else []
     ledger.append(folder, tuple(asked))
     failure: ValorError | None = None

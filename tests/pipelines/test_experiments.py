@@ -92,6 +92,26 @@ def test_arms_of_a_seed_share_what_they_can_and_seeds_share_nothing():
     assert Seed(7).vision().job.key != Seed(7, dataclasses.replace(Schedule(), vision_lr=1.0)).vision().job.key
 
 
+def test_base_expert_judge_and_studies_are_drawn_from_seeds_of_their_own():
+    drawn = []
+    for number in command.TEST_SEEDS:
+        seed = Seed(number)
+        models = seed.models().settings
+        drawn += [seed.data.settings["phantom"]["seed"]]
+        drawn += [models[f"phantom_{name}"]["seed"] for name in ("base", "expert", "judge")]
+    assert len(set(drawn)) == len(drawn) == 20
+
+
+def test_headroom_and_the_operating_curve_come_before_reinforcement(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path))
+    monkeypatch.setattr(run, "run", lambda jobs, **_: asked.extend(jobs))
+    monkeypatch.setattr(command, "collect_all", lambda *_, **__: tmp_path)
+    command.run_all([], seeds=[5], cores=1, folder=tmp_path / "page")
+    first = next(place for place, one in enumerate(asked) if one.stage in ("grpo_text", "grpo_vision", "truth"))
+    assert {"probe", "curve"} <= {one.stage for one in asked[:first]}
+
+
 def test_rewards_never_see_the_supervised_share():
     assert SUPERVISED[1] == REWARDED[0]
     assert Seed(7).sft.job.settings["share"] == SUPERVISED

@@ -134,21 +134,34 @@ def best_of_curve(curve: Mapping[str, Table], measure: Callable[[Table], float])
     return max(((bias, measure(table)) for bias, table in curve.items()), key=lambda pair: pair[1])
 
 
-def least_missed(points: Sequence[tuple[float, float]], *, invented: float) -> float | None:
-    """Return the least that an operating curve misses where it invents no more than `invented`.
+def least_missed(points: Sequence[tuple[float, float]], *, invented: float) -> float:
+    """Return what an operating curve misses at least where it invents no more than `invented`, taken in its favour.
+
+    Between two points a convex curve runs below their chord, but not below the lines through its neighbours, nor below
+    the lower of the two. A curve that invents more throughout misses at least what it does where it invents least.
 
     Args:
-        points: (missed, invented), each in [0, 1], along the curve; between two of them it is a straight line.
+        points: (missed, invented), each in [0, 1], along the curve.
         invented: in [0, 1].
-
-    Returns:
-        In [0, 1]; None where the whole curve invents more.
     """
     reached = [missed for missed, said in points if said <= invented]
-    for (missed, said), (next_missed, next_said) in itertools.pairwise(points):
-        if min(said, next_said) < invented < max(said, next_said):
-            reached.append(missed + (next_missed - missed) * (invented - said) / (next_said - said))
-    return min(reached, default=None)
+    for place, (one, two) in enumerate(itertools.pairwise(points)):
+        if min(one[1], two[1]) < invented < max(one[1], two[1]):
+            before, after = points[max(0, place - 1) : place + 1], points[place + 1 : place + 3]
+            floors = [_on_line(*pair, invented=invented) for pair in (before, after) if len(pair) == 2]
+            lowest = max([min(one[0], two[0]), *(floor for floor in floors if floor is not None)])
+            chord = _on_line(one, two, invented=invented)
+            assert chord is not None, "two points on either side of a value differ in it"
+            reached.append(min(chord, lowest))
+    return min(reached, default=min(points, key=lambda point: point[1])[0])
+
+
+def _on_line(one: tuple[float, float], two: tuple[float, float], *, invented: float) -> float | None:
+    """Return what the line through two points misses; None where both invent the same."""
+    (missed, said), (next_missed, next_said) = one, two
+    if said == next_said:
+        return None
+    return missed + (next_missed - missed) * (invented - said) / (next_said - said)
 
 
 def relative(ours: Sequence[float], theirs: Sequence[float]) -> float:

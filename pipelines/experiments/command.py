@@ -37,7 +37,7 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     jobs = []
     for number, arms in asked.items():
         seed = Seed(number)
-        # Before any reinforcement: whether there is headroom, and what a bias alone gives.
+        # Queued before any reinforcement: whether there is headroom, and what a bias alone gives.
         jobs += [ARMS["sft"].reports(seed), seed.probe(), curves(seed)["sft"]] if "sft" in arms else []
         jobs += [ARMS[name].reports(seed) for name in arms]
         jobs += [job for name, job in curves(seed).items() if name in arms]

@@ -143,8 +143,9 @@ def _at_same_inventions(found: Outcomes) -> str:
                 lines.append(f"| {ARMS[name].title} | {ARMS[arm].title} | {shown} | {by_seed} |")
     return (
         "A model that only slides misses as much as the curve does at the same inventions. What each arm misses, minus "
-        "the least that a curve misses where it invents no more than the arm (less than zero is above the curve; seeds "
-        "on which the whole curve invents more are left out):\n\n"
+        "the least that a curve misses where it invents no more than the arm; less than zero is above the curve. "
+        "Between two points a curve is taken to run as low as a convex one can; where it invents more throughout, to "
+        "miss no more than where it invents least.\n\n"
         "| curve | arm | points missed more [95%] | seeds |\n|---|---|---:|---|\n" + "\n".join(lines) + "\n"
     )
 

@@ -88,16 +88,11 @@ class Outcomes:
         return [self.errors(table) for _, table in points]
 
     def missed_above(self, curve: str, arm: str) -> dict[int, float]:
-        """Return per seed what an arm misses minus the least that a curve misses where it invents no more.
-
-        A seed on which the whole curve invents more is left out.
-        """
+        """Return per seed what an arm misses minus the least that a curve misses where it invents no more."""
         found = {}
         for seed in sorted(set(self.curves.get(curve, ())) & set(self.tables.get(arm, ()))):
             missed, invented = self.errors(self.tables[arm][seed])
-            least = analysis.least_missed(self.curve_points(curve, seed), invented=invented)
-            if least is not None:
-                found[seed] = missed - least
+            found[seed] = missed - analysis.least_missed(self.curve_points(curve, seed), invented=invented)
         return found
 
     def _tables_at_best(self, curve: str) -> dict[int, Table]:

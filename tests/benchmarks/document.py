@@ -296,7 +296,8 @@ def _gpu(results: Results) -> str:
     head = ("model", "device", "time, stock / VALOR", "completion tokens/s", "of the peak FLOP/s", "peak memory, GiB")
     words = (
         f"Measured on {'; '.join(_places(found, 'gpu-'))}. Of each pair the first is stock TRL, the second VALOR. The "
-        "share of the peak is of the work that stock TRL does, so the first is its MFU; VALOR spares most of that work."
+        "share of the peak is of the work that stock TRL does, so the first is its MFU; VALOR spares most of that "
+        "work. Stock TRL holds frozen weights in float32 and casts them at each use, VALOR holds them in bfloat16."
     )
     return f"{_table(head, rows)}\n\n{words} The commands:"
 

@@ -347,7 +347,7 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
     from architectures import build
     from transformers import PrinterCallback, set_seed
 
-    from valor.training.frozen import hold_in_bfloat16
+    from valor.training.frozen import can_hold, hold_in_bfloat16
     from valor.training.parts import choose_trained
 
     warnings.filterwarnings("ignore")
@@ -368,8 +368,11 @@ def run(work: Work, turns: Turns, profile: str = "") -> None:
         trainer = trainer_class(
             model=model, reward_funcs=[reward], args=arguments(work, folder), processing_class=processor, **data
         )
-        if work.dtype == "bfloat16" and not work.variant.startswith("stock"):
+        if not work.variant.startswith("stock") and can_hold(trainer.args, strategy="ddp"):
             hold_in_bfloat16(trainer.model)
+        if work.device == "cuda":
+            # Until here the model was built in float32, whatever it is held in.
+            torch.cuda.reset_peak_memory_stats()
         trainer.remove_callback(PrinterCallback)
         trainer.add_callback(turns.callback(work.device))
         set_seed(SEED)

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from killing import survives_a_kill
 from safetensors.torch import load_file
 from tiny_llava import world
 from transformers import LlamaConfig, LlamaForCausalLM
+from trl import GRPOConfig
 
 from valor.context import Context
 from valor.models.loading import load_policy
@@ -13,7 +15,7 @@ from valor.stages.grpo_text import grpo_text
 from valor.stages.grpo_vision import grpo_vision
 from valor.stages.sft import sft
 from valor.training import course
-from valor.training.frozen import hold_in_bfloat16, restore
+from valor.training.frozen import can_hold, hold_in_bfloat16, restore
 from valor.training.parts import choose_trained
 
 GRPO = {
@@ -42,19 +44,18 @@ SHARED = {"dtype": "bfloat16", "max_new_tokens": 12}
     ids=["sft", "sft lora", "grpo_text", "grpo_text lora", "grpo_vision"],
 )  # fmt: skip
 def test_a_stage_ends_in_the_same_bits(tmp_path, monkeypatch, stage, settings, inputs):
-    held = {}
+    held = []
 
-    def watched(model, only=None):
-        names = hold_in_bfloat16(model, only=only)
-        held[len(held)] = names
+    def watched(model):
+        names = hold_in_bfloat16(model)
+        held.append(names)
         kinds = {name: parameter.dtype for name, parameter in model.named_parameters()}
         assert {name for name, kind in kinds.items() if kind == torch.bfloat16} == names
-        if only is None:
-            assert not any(p.requires_grad for name, p in model.named_parameters() if name in names)
+        assert not any(p.requires_grad for name, p in model.named_parameters() if name in names)
         return names
 
     paths = []
-    for hold in (watched, lambda *_, **__: frozenset()):
+    for hold in (watched, lambda _: frozenset()):
         monkeypatch.setattr(course, "hold_in_bfloat16", hold)
         paths.append(tmp_path / str(len(paths)))
         context = Context(work_root=str(tmp_path / f"work-{len(paths)}"))
@@ -62,9 +63,35 @@ def test_a_stage_ends_in_the_same_bits(tmp_path, monkeypatch, stage, settings, i
     with_held, without = (load_file(path / "model.safetensors") for path in paths)
     assert {value.dtype for value in with_held.values()} == {torch.float32}
     assert all(torch.equal(value, without[name]) for name, value in with_held.items())
-    assert held[0]
-    # A reference model beside the policy is cast where the policy is, or their divergence would start above nothing.
-    assert len(set(held.values())) == 1
+    assert all(held)
+    # Beside the policy a reference model, where no adapters can be switched off.
+    has_reference = settings.trainer.get("beta") and getattr(settings, "lora", None) is None
+    assert len(held) == (2 if has_reference else 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lora", [None, Lora(r=4)])
+def test_a_killed_stage_goes_on_with_what_is_held(tmp_path, lora):
+    settings = GrpoTextSettings(
+        **SHARED, trainer={**GRPO, "max_steps": 12, "learning_rate": 1e-3, "save_strategy": "steps"}, lora=lora
+    )
+    survives_a_kill(grpo_text, settings, tmp_path=tmp_path, seed=5, dataset=world().dataset, parent=world().parent)
+
+
+@pytest.mark.parametrize(
+    ("changes", "strategy", "holds"),
+    [
+        ({}, "ddp", True),
+        ({"bf16": False}, "ddp", False),
+        ({}, "fsdp2", False),
+        ({"cast_lm_head_to_fp32": True}, "ddp", False),
+    ],
+)
+def test_weights_are_held_where_that_changes_nothing(tmp_path, changes, strategy, holds):
+    arguments = GRPOConfig(output_dir=str(tmp_path), use_cpu=True, **{"bf16": True, **changes})
+    assert can_hold(arguments, strategy=strategy) == holds
+    arguments.use_vllm = True
+    assert not can_hold(arguments, strategy=strategy)
 
 
 def test_what_trains_and_what_enters_no_product_stays_and_everything_comes_back():
@@ -75,22 +102,21 @@ def test_what_trains_and_what_enters_no_product_stays_and_everything_comes_back(
     assert any("language_model" in name for name in held)
     assert any("patch_embedding" in name for name in held)
     assert not [name for name in held if "norm" in name or "embed_tokens" in name or "multi_modal_projector" in name]
-    restore(model, world().parent)
+    restore(model, world().parent, held)
     for name, parameter in model.named_parameters():
         assert torch.equal(parameter, before[name])
         assert parameter.dtype == torch.float32
 
 
-def test_an_embedding_that_is_the_output_layer_too_stays():
-    sizes = {
-        "hidden_size": 8,
-        "intermediate_size": 8,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 1,
-        "vocab_size": 9,
-    }
-    for tied in (True, False):
-        model = LlamaForCausalLM(LlamaConfig(**sizes, tie_word_embeddings=tied)).requires_grad_(False)
-        hold_in_bfloat16(model)
-        assert model.model.embed_tokens.weight.dtype == torch.float32
-        assert (model.lm_head.weight.dtype == torch.float32) == tied
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_output_layer_is_held_unless_it_is_the_embedding_too_and_says_the_same(tied):
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(**sizes, vocab_size=16, tie_word_embeddings=tied)
+    model = LlamaForCausalLM(config).eval().requires_grad_(requires_grad=False)
+    tokens = torch.arange(16)[None]
+    with torch.autocast("cpu", torch.bfloat16):
+        before = model(tokens).logits
+        assert hold_in_bfloat16(model)
+        assert torch.equal(model(tokens).logits, before)
+    assert model.model.embed_tokens.weight.dtype == torch.float32
+    assert (model.lm_head.weight.dtype == torch.float32) == tied

@@ -226,6 +226,17 @@ def test_a_guard_that_cannot_see_says_so():
     assert blind_spots(None, beta=0.0, logging_steps=60, max_steps=10) == []
 
 
+@pytest.mark.parametrize(("epochs", "told"), [(1, True), (8, False)])
+def test_a_stage_that_epochs_end_is_told_too_what_no_guard_will_judge(tmp_path, caplog, epochs, told):
+    trainer = {**settings(steps=1, learning_rate=1e-4).trainer, "max_steps": -1, "num_train_epochs": epochs}
+    chosen = settings(steps=1, learning_rate=1e-4).model_copy(update={"trainer": trainer, "max_new_tokens": 4})
+    grpo_text(
+        chosen, dataset=world().dataset, parent=world().parent, checkpoint=tmp_path / "checkpoint",
+        context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    assert ("no guard will judge" in caplog.text) == told
+
+
 def test_the_recipe_sets_guards_or_turns_them_off():
     guards = load("phantom", ["grpo_text.guards.min_findings_ratio=null", "grpo_vision.guards.window=4"])
     assert guards.grpo_text.guards == Guards(min_findings_ratio=None)

@@ -237,7 +237,7 @@ def test_out_of_memory_is_one_line_that_names_the_settings(tmp_path, monkeypatch
         run("sft", tmp_path)
     assert caught.value.exit_code == 6
     assert "\n" not in str(caught.value)
-    assert str(caught.value).endswith("or set trainer.activation_checkpointing: true, dtype: bfloat16, lora: {}")
+    assert str(caught.value).endswith(", or set trainer.activation_checkpointing: true, dtype: bfloat16, lora: {}")
 
 
 def _shapes_that_do_not_fit():

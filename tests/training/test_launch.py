@@ -17,6 +17,7 @@ import psutil
 import pytest
 from safetensors.torch import load_file
 from tiny_llava import world
+from torch.distributed import DistBackendError
 
 from valor import artifacts, stages
 from valor.context import Context
@@ -253,3 +254,18 @@ def _config() -> str:
     return yaml.safe_dump(
         accelerate_config(alike.sft_settings(processes=2), node=Node(), zero_path=Path("unused"), cpu=True)
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "lost"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4321"), True),
+        (DistBackendError("NCCL error: remote process exited"), True),
+        (RuntimeError("shapes do not fit"), False),
+        # Of a tracker or a store, not of another worker.
+        (ConnectionResetError(104, "Connection reset by peer"), False),
+        (BrokenPipeError(32, "Broken pipe"), False),
+    ],
+)
+def test_a_lost_worker_is_told_from_a_lost_service(error, lost):
+    assert launch.is_lost_connection(error) == lost

@@ -251,7 +251,7 @@ def _reason_against(section: str, field: str, value: Any) -> str:
             "they are dropped after each step is untested"
         )
     if field == "dataloader_num_workers" and value:
-        return "rows are made from images that are decoded already, and a worker process would need a copy of them all"
+        return "images are decoded already, so workers spare nothing, and only forked ones could share them"
     if field == "generation_kwargs" and isinstance(value, dict):
         for name in _ONE_SAMPLE:
             if value.get(name) not in (None, 1):

@@ -1,8 +1,8 @@
 """What the three training stages share: identity, seeds, freezing, resume, the checkpoint artifact, the numbers.
 
 A stage says which parts train and builds its trainer; everything else happens here, in this order: hold the work in
-progress, load the parent, freeze, attach what spares work (the tower's memo, shared prompts), resume or begin, train,
-write the checkpoint artifact.
+progress, load the parent, freeze, attach what spares work (the tower's memo, shared prompts), hold what is frozen in
+bfloat16, resume or begin, train, give the frozen weights back, merge adapters, write the checkpoint artifact.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ from valor.errors import IntegrityError, Interrupted, ResourceError, UserError
 from valor.models.loading import load_policy, prompt_of
 from valor.recipe import Guards, TrainStage
 from valor.training import launch, outcome
-from valor.training.frozen import hold_in_bfloat16, restore
+from valor.training.frozen import can_hold, hold_in_bfloat16, restore
 from valor.training.lora import merge_adapters
 from valor.training.memo import TowerMemo
 from valor.training.parts import choose_trained, count_trained
@@ -107,7 +107,7 @@ def train(
     with (
         _held(work_root, identity=identity, pipeline_run=context.pipeline_run) as (work, told_to_end),
         _deterministic(settings.seed),
-        _out_of_memory_is_a_resource_error(stage, settings),
+        _out_of_memory_is_a_resource_error(stage, settings, projector_only=projector_only),
         artifacts.full_disk_is_a_resource_error(work.scratch),
         warnings.catch_warnings(),
     ):
@@ -120,15 +120,13 @@ def train(
         )
         total = sum(parameter.numel() for parameter in policy.model.parameters())
         trainer = _build(build, policy)
-        reference = getattr(trainer, "ref_model", None)
-        if settings.dtype == "bfloat16" and settings.strategy == "ddp":
-            held = hold_in_bfloat16(trainer.model)
-            if reference is not None:
-                hold_in_bfloat16(reference, only=held)
-        if reference is not None:
-            # It learns nothing, and its tower is the policy's.
+        holds = can_hold(trainer.args, strategy=settings.strategy)
+        held = hold_in_bfloat16(trainer.model) if holds else frozenset()
+        if (reference := getattr(trainer, "ref_model", None)) is not None:
             reference.requires_grad_(requires_grad=False)
             speedups += [memo for memo in [TowerMemo.attach(reference)] if memo]
+            if holds:
+                hold_in_bfloat16(reference)
         trainer.parent = digests[next(iter(parents))]
         trained = {"trained": count_trained(trainer.model), "total": total}
         name_layers_to_shard(trainer)
@@ -144,8 +142,14 @@ def train(
         metrics = outcome.metrics(trainer, trained=trained, seconds=time.monotonic() - start, resume=resume)
         # Steps behind the last log line and the last save went unseen.
         require_finite(trainer.model, step=trainer.state.global_step)
-        restore(trainer.model, parent)
-        merge_adapters(trainer.model, policy.processor, policy.studies, prompt=policy.prompt)
+        if trainer.is_world_process_zero():
+            if held:
+                # What was cast needs the room that optimizer and gradients have taken.
+                trainer.optimizer = None
+                trainer.model.zero_grad(set_to_none=True)
+                trainer.accelerator.free_memory()
+                restore(trainer.model, parent, held)
+            merge_adapters(trainer.model, policy.processor, policy.studies, prompt=policy.prompt)
         # Who has taken over writes the same artifact at the same place.
         work.require()
         outcome.write(trainer, policy, checkpoint, stage=stage, settings=settings, digests=digests, trained=trained)
@@ -306,7 +310,7 @@ def _deterministic(seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _out_of_memory_is_a_resource_error(stage: str, settings: TrainStage) -> Iterator[None]:
+def _out_of_memory_is_a_resource_error(stage: str, settings: TrainStage, *, projector_only: bool) -> Iterator[None]:
     """Turn an exhausted device or host memory into an error that names the settings to change."""
     import torch
 
@@ -320,10 +324,14 @@ def _out_of_memory_is_a_resource_error(stage: str, settings: TrainStage) -> Iter
         )
         if not is_memory and not any(words in str(error) for words in _NO_MEMORY):
             raise
-        unused = ["trainer.activation_checkpointing: true"]
-        unused += ["dtype: bfloat16"] if settings.dtype == "float32" else []
-        unused += ["lora: {}"] if getattr(settings, "lora", settings) is None else []
+        checkpoints = settings.trainer.get("activation_checkpointing", torch.cuda.is_available())
+        could = {
+            "trainer.activation_checkpointing: true": not checkpoints,
+            "dtype: bfloat16": settings.dtype == "float32",
+            "lora: {}": not projector_only and settings.strategy == "ddp" and settings.lora is None,  # type: ignore[attr-defined]
+        }
+        more = ", ".join(setting for setting, helps in could.items() if helps)
         raise ResourceError(
             f"{stage}: out of memory; lower {stage}.trainer.per_device_train_batch_size (and raise "
-            f"gradient_accumulation_steps) or {stage}.max_new_tokens, or set {', '.join(unused)}"
+            f"gradient_accumulation_steps)" + (f", or set {more}" if more else "")
         ) from error

@@ -10,19 +10,22 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from valor.errors import IntegrityError
 from valor.models.loading import load_policy
 
 
-def hold_in_bfloat16(model: Any, *, only: Collection[str] | None = None) -> frozenset[str]:
-    """Cast the frozen weights of linear and convolutional layers in place.
+def can_hold(arguments: Any, *, strategy: str) -> bool:
+    """Tell whether a stage's frozen weights may be cast.
 
-    Args:
-        model: a policy, with or without adapters, on any device.
-        only: names to cast, whether frozen or not; None takes all that are frozen.
-
-    Returns:
-        The names of what was cast.
+    Left out: sharded weights, which want one dtype; vLLM, for which TRL merges adapters into the weights and takes them
+    out again at each step, with a loss in bfloat16; an output layer that TRL is told to compute in float32.
     """
+    in_float32 = getattr(arguments, "use_vllm", False) or getattr(arguments, "cast_lm_head_to_fp32", False)
+    return arguments.bf16 and strategy == "ddp" and not in_float32
+
+
+def hold_in_bfloat16(model: Any) -> frozenset[str]:
+    """Cast the frozen weights of a policy's linear and convolutional layers in place, and return their names."""
     import torch
 
     products = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.Conv3d)
@@ -35,23 +38,25 @@ def hold_in_bfloat16(model: Any, *, only: Collection[str] | None = None) -> froz
     held = []
     for prefix, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
-            wanted = not parameter.requires_grad if only is None else name in only
-            if wanted and isinstance(module, products) and parameter not in elsewhere:
+            if isinstance(module, products) and not parameter.requires_grad and parameter not in elsewhere:
                 parameter.data = parameter.data.to(torch.bfloat16)
                 held.append(name)
     return frozenset(held)
 
 
-def restore(model: Any, parent: Path) -> None:
-    """Give the frozen weights that were cast their values of the parent checkpoint back, in place and in float32."""
-    import torch
+def restore(model: Any, parent: Path, held: Collection[str]) -> None:
+    """Give the weights that `hold_in_bfloat16` has cast the parent checkpoint's values back, in place and in float32.
 
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    held = {name: parameter for name, parameter in base.named_parameters() if parameter.dtype == torch.bfloat16}
-    if not held:
-        return
+    Raises:
+        IntegrityError: the parent lacks one.
+    """
     # Through a model, since names in files are not those of modules.
     own = dict(load_policy(parent, verify=False)[0].named_parameters())
-    for name, parameter in held.items():
-        before = own[name.replace(".base_layer.", ".").replace(".original_module.", ".")]
-        parameter.data = before.data.to(parameter.device)
+    for name, parameter in model.named_parameters():
+        if name in held:
+            # What peft puts before and into a name.
+            plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+            plain = plain.replace(".original_module.", ".")
+            if plain not in own:
+                raise IntegrityError(f"{parent}: has no {plain}, which was frozen in training")
+            parameter.data = own[plain].data.to(parameter.device)

@@ -131,7 +131,7 @@ def grpo_rows(
             return {**fields, "reference": studies[i].text}
         shown = seen[i] if seen else i
         if shown not in embeds:
-            embeds[shown] = embed([first_pixels(studies[shown])])[0].float().cpu().numpy()
+            embeds[shown] = embed([first_pixels(studies[shown])])[0].numpy()
         return {**fields, "image_embed": embeds[shown]}
 
     return _dataset(len(studies), row)

@@ -8,6 +8,7 @@
 * `VisionGRPOTrainer`: stage 2, advantages of its own (`valor.training.advantages`).
 """
 
+import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -196,8 +197,8 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         """Sample under the loss's autocast: accelerate puts it around the wrapped model's forward, peft's `generate`
-        goes past that, and samples would be those of a numerically other policy."""
-        with self.accelerator.autocast():
+        goes past that, and samples would be those of a numerically other policy. vLLM has a dtype of its own."""
+        with contextlib.nullcontext() if self.use_vllm else self.accelerator.autocast():
             return super()._generate_single_turn(*args, **kwargs)
 
     def _looks_at_micro_batches(self) -> bool:

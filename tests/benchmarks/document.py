@@ -243,11 +243,10 @@ def _reward_rows(results: Results) -> list[str]:
         rows.append(_share_row("The text rewards' share of a step of stage 1", text["share"], f"{text['share']:.2%}"))
     for kind in ("statements", "paper"):
         if expert := results.get(f"rewards-{kind}-share"):
-            whole = expert["share"] + expert["embedding_share"]
-            parts = f"{expert['share']:.1%} for the reports and {expert['embedding_share']:.1%} for the images"
-            rows.append(
-                _share_row(f"Share of a step of stage 2, `similarity: {kind}`", whole, f"{whole:.1%} ({parts})")
-            )
+            own, whole = expert["share"], expert["share"] + expert["embedding_share"]
+            words = f"The expert's reward's share of a step of stage 2, `similarity: {kind}`"
+            rows.append(_share_row(words, own, f"{own:.1%}"))
+            rows.append(_share_row("The same with its embeddings of images, all of them new", whole, f"{whole:.1%}"))
     return rows
 
 

@@ -101,19 +101,20 @@ def compare(
     seeds = sorted(set(ours) & set(theirs))
     drawn = np.stack([_resampled(measure, ours[s], theirs[s], seed=seed + s) for s in seeds])
     single = {s: value(measure, ours[s]) - value(measure, theirs[s]) for s in seeds}
-    mean = float(np.mean(list(single.values())))
+    mean, low, high = student(list(single.values()), confidence=confidence)
     held = interval(mean, drawn.mean(axis=0), confidence=confidence)
-    half = student(list(single.values()), confidence=confidence)
-    return Difference(mean, mean - half, mean + half, (held.low, held.high), single)
+    return Difference(mean, low, high, (held.low, held.high), single)
 
 
-def student(values: Sequence[float], *, confidence: float = 0.95) -> float:
-    """Return half the width of the mean's interval by the t distribution; infinite for one value."""
+def student(values: Sequence[float], *, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return (mean, low, high) with the mean's bounds by the t distribution, which are infinite for one value."""
     from scipy import stats
 
+    mean = float(np.mean(values))
     if len(values) < 2:
-        return np.inf
-    return float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
+        return mean, -np.inf, np.inf
+    half = float(stats.t.ppf(0.5 + confidence / 2, len(values) - 1) * stats.sem(values))
+    return mean, mean - half, mean + half
 
 
 def _resampled(measure: Measure, ours: Table, theirs: Table, *, seed: int) -> np.ndarray:
@@ -148,19 +149,15 @@ def least_missed(points: Sequence[tuple[float, float]], *, invented: float) -> f
     for place, (one, two) in enumerate(itertools.pairwise(points)):
         if min(one[1], two[1]) < invented < max(one[1], two[1]):
             before, after = points[max(0, place - 1) : place + 1], points[place + 1 : place + 3]
-            floors = [_on_line(*pair, invented=invented) for pair in (before, after) if len(pair) == 2]
-            lowest = max([min(one[0], two[0]), *(floor for floor in floors if floor is not None)])
-            chord = _on_line(one, two, invented=invented)
-            assert chord is not None, "two points on either side of a value differ in it"
-            reached.append(min(chord, lowest))
+            lines = [pair for pair in (before, after) if len(pair) == 2 and pair[0][1] != pair[1][1]]
+            lowest = max([min(one[0], two[0]), *(_on_line(*line, invented=invented) for line in lines)])
+            reached.append(min(_on_line(one, two, invented=invented), lowest))
     return min(reached, default=min(points, key=lambda point: point[1])[0])
 
 
-def _on_line(one: tuple[float, float], two: tuple[float, float], *, invented: float) -> float | None:
-    """Return what the line through two points misses; None where both invent the same."""
+def _on_line(one: tuple[float, float], two: tuple[float, float], *, invented: float) -> float:
+    """Return what the line through two points, which must not invent the same, misses."""
     (missed, said), (next_missed, next_said) = one, two
-    if said == next_said:
-        return None
     return missed + (next_missed - missed) * (invented - said) / (next_said - said)
 
 

@@ -137,9 +137,8 @@ def _at_same_inventions(found: Outcomes) -> str:
     for name in RIVALS:
         for arm in ("text", FINAL):
             if above := found.missed_above(name, arm):
-                mean, half = float(np.mean(list(above.values()))), analysis.student(list(above.values()))
                 by_seed = ", ".join(f"{seed}: {100 * value:+z.1f}" for seed, value in above.items())
-                shown = bounded(mean, mean - half, mean + half)
+                shown = bounded(*analysis.student(list(above.values())))
                 lines.append(f"| {ARMS[name].title} | {ARMS[arm].title} | {shown} | {by_seed} |")
     return (
         "A model that only slides misses as much as the curve does at the same inventions. What each arm misses, minus "

@@ -75,7 +75,10 @@ def test_a_killed_stage_goes_on_with_what_is_held(tmp_path, lora):
     settings = GrpoTextSettings(
         **SHARED, trainer={**GRPO, "max_steps": 12, "learning_rate": 1e-3, "save_strategy": "steps"}, lora=lora
     )
-    survives_a_kill(grpo_text, settings, tmp_path=tmp_path, seed=5, dataset=world().dataset, parent=world().parent)
+    metrics = survives_a_kill(
+        grpo_text, settings, tmp_path=tmp_path, seed=5, dataset=world().dataset, parent=world().parent
+    )
+    assert metrics["steps"] == 12
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,8 @@ def train(
         held = hold_in_bfloat16(trainer.model) if holds else frozenset()
         if (reference := getattr(trainer, "ref_model", None)) is not None:
             reference.requires_grad_(requires_grad=False)
-            speedups += [memo for memo in [TowerMemo.attach(reference)] if memo]
+            if memo := TowerMemo.attach(reference):
+                speedups.append(memo)
             if holds:
                 hold_in_bfloat16(reference)
         trainer.parent = digests[next(iter(parents))]

@@ -8,8 +8,9 @@ from types import SimpleNamespace
 import pytest
 
 from valor.errors import UserError
-from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section, rules, trainer_fields
+from valor.recipe import GrpoTextSettings, SftSettings, load, parse_section, trainer_fields
 from valor.recipe.trainer_defaults import GRPO_DEFAULTS
+from valor.recipe.trainer_rules import check_trainer_fields
 from valor.training import arguments
 
 
@@ -60,6 +61,14 @@ def test_the_recipe_overrides_defaults_but_not_what_valor_owns(tmp_path):
         ("grpo_vision", "fsdp", "the stage's strategy"),
         ("grpo_text", "fsdp_config", "the stage's strategy"),
         ("sft", "parallelism_config", "processes, nodes and strategy"),
+        ("sft", "accelerator_config", "another way than the recipe says"),
+        ("sft", "chat_template_path", "the model's own"),
+        ("sft", "eos_token", "the model's own"),
+        ("grpo_text", "pad_token", "the model's own"),
+        ("sft", "completion_only_loss", "the report alone"),
+        ("sft", "packing", "packs no rows that hold images"),
+        ("sft", "optim_args", "packages VALOR does not install"),
+        ("grpo_vision", "debug", "float16"),
     ],
 )
 def test_fields_that_are_not_the_recipes_to_set_are_refused_with_the_reason(section, field, words):
@@ -70,9 +79,9 @@ def test_fields_that_are_not_the_recipes_to_set_are_refused_with_the_reason(sect
         parse_section(section, json.dumps({"trainer": {field: "x"}}))
 
 
-@pytest.mark.parametrize("field", ["logging_steps", "log_level", "save_steps", "learning_rate"])
-def test_fields_that_publish_nothing_are_the_recipes(field):
-    assert load("phantom", [f"grpo_text.trainer.{field}=3"]).grpo_text.trainer[field] == 3
+@pytest.mark.parametrize(("field", "value"), [("logging_steps", 3), ("log_level", "info"), ("learning_rate", 3)])
+def test_fields_that_publish_nothing_are_the_recipes(field, value):
+    assert load("phantom", [f"grpo_text.trainer.{field}={value}"]).grpo_text.trainer[field] == value
 
 
 @pytest.mark.parametrize(
@@ -110,6 +119,20 @@ def test_some_steps_may_be_a_share_of_the_training(field):
         ("grpo_text.trainer.loss_type=nll", "is 'nll', expected one of grpo, bnpo", "dapo"),
         ("sft.trainer.train_sampling_strategy=nope", "expected one of random, sequential", "group_by_length"),
         ("sft.trainer.max_grad_norm=x", "is 'x', expected a number", "0"),
+        ("sft.trainer.optim=galore_adamw", "expected one of adamw_torch_fused", "adafactor"),
+        ("sft.trainer.optim=[1]", r"is \[1\], expected one of adamw_torch_fused", "sgd"),
+        ("sft.trainer.lr_scheduler_type=reduce_lr_on_plateau", "expected one of constant", "linear"),
+        ("sft.trainer.lr_scheduler_kwargs=[1]", r"is \[1\], expected a mapping or null", "{num_cycles: 0.4}"),
+        ("sft.trainer.log_level=zzz", "expected one of debug", "error"),
+        ("sft.trainer.seed_worker=1", "SFTConfig has no such field", None),
+        ("sft.trainer.neftune_noise_alpha=x", "is 'x', expected a number or null", "5"),
+        ("sft.trainer.pad_to_multiple_of=x", "neither a number nor auto", "auto"),
+        ("sft.trainer.torch_compile=3", "is 3, expected true or false", "false"),
+        ("sft.trainer.ddp_timeout=3e90", "expected a whole number", "60"),
+        ("grpo_text.trainer.use_vllm='yes'", "is 'yes', expected true or false", "false"),
+        ("grpo_text.trainer.generation_kwargs=x", "is 'x', expected a mapping or null", "{}"),
+        ("grpo_text.trainer.cache_implementation=3", "is 3, expected a text or null", "static"),
+        (f"grpo_text.trainer.max_tool_calling_iterations={10**30}", "and at most 2147483647", "3"),
     ],
 )
 def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wrong, words, lawful):
@@ -117,21 +140,66 @@ def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wr
     with pytest.raises(UserError, match=rf"{re.escape(field)}: .*{words}") as caught:
         load("phantom", [wrong])
     assert "\n" not in str(caught.value)
-    assert load("phantom", [f"{field}={lawful}"])
+    assert lawful is None or load("phantom", [f"{field}={lawful}"])
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kwargs", "words"),
+    [
+        (None, {"min_lr": 1e-5}, "'min_lr': constant takes none; remove it"),
+        ("cosine", {"power": 2}, "'power': cosine takes num_cycles; remove it"),
+        ("cosine", {3: 2}, "3: cosine takes num_cycles"),
+        ("cosine", {"num_cycles": "x"}, r"\.num_cycles: is 'x', expected a number above 0"),
+        ("inverse_sqrt", {"timescale": 0}, r"\.timescale: is 0, expected a number above 0"),
+        ("cosine_with_min_lr", None, "needs either min_lr or min_lr_rate"),
+        ("cosine_with_min_lr", {"min_lr": 1e-6, "min_lr_rate": 0.1}, "needs either min_lr or min_lr_rate"),
+    ],
+)
+def test_what_a_schedule_does_not_take_is_refused(schedule, kwargs, words):
+    """transformers would say it after the models are loaded, and as a TypeError."""
+    asked = {"lr_scheduler_kwargs": kwargs, **({"lr_scheduler_type": schedule} if schedule else {})}
+    with pytest.raises(UserError, match=rf"s: grpo_text\.trainer\.lr_scheduler_kwargs.*{words}"):
+        check_trainer_fields("grpo_text", asked, "s")
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kwargs"),
+    [("cosine_with_min_lr", {"min_lr_rate": 0.1}), ("cosine_with_restarts", {"num_cycles": 2}), ("linear", None),
+     ("inverse_sqrt", {"timescale": 10}), ("constant_with_warmup", {}), ("cosine", {"num_cycles": 0.4})],
+)  # fmt: skip
+def test_every_schedule_that_a_recipe_may_name_can_be_made(schedule, kwargs):
+    import torch
+    from transformers import get_scheduler
+
+    check_trainer_fields("sft", {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": kwargs}, "s")
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    made = get_scheduler(schedule, optimizer, 1, 10, scheduler_specific_kwargs=kwargs)
+    assert made.get_last_lr()
+
+
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "adamw_torch", "adafactor", "sgd", "adagrad", "rmsprop"])
+def test_every_optimizer_that_a_recipe_may_name_is_installed(optim, tmp_path):
+    import torch
+    from transformers import Trainer
+
+    check_trainer_fields("sft", {"optim": optim}, "s")
+    args = arguments.sft_arguments(SftSettings(trainer={"optim": optim}), output_dir=tmp_path)
+    assert Trainer(torch.nn.Linear(2, 2), args).create_optimizer()
 
 
 @pytest.mark.parametrize(
     ("field", "wrong", "words", "lawful"),
     [
         ("max_steps", (0, -2), "at least 1, or -1 for whole epochs", (-1, 1)),
-        ("num_train_epochs", (0, -1), "above 0", (0.5,)),
+        ("num_train_epochs", (0, -1, 1e300), "above 0 and at most 1000000", (0.5,)),
         ("per_device_train_batch_size", (0, -1), "at least 1", (8,)),
         ("gradient_accumulation_steps", (0,), "at least 1", (1,)),
         ("dataloader_num_workers", (-1,), "at least 0", (0,)),
-        ("learning_rate", (-1,), "at least 0", (1e-6,)),
+        ("learning_rate", (-1, 1e30), "at least 0 and at most 10", (1e-6,)),
         ("adam_beta1", (1, 2, -0.1), "at least 0 and below 1", (0, 0.9)),
         ("adam_epsilon", (-1,), "at least 0", (1e-8,)),
-        ("max_grad_norm", (-1,), "at least 0", (0, 1.0, None)),
+        ("max_grad_norm", (-1,), "at least 0", (0, 1.0)),
+        ("max_steps", (10**40,), "at least 1 and at most 2147483647, or -1 for whole epochs", (7,)),
         ("save_steps", (0,), "above 0", (0.1, 5)),
         ("temperature", (0, -1), "above 0", (0.7,)),
         ("top_k", (-5,), "at least 0", (0, 50)),
@@ -148,12 +216,14 @@ def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wr
 def test_numbers_are_within_their_bounds(field, wrong, words, lawful):
     """The libraries would fail on them once data and models are made, or ignore them."""
     for value in wrong:
-        with pytest.raises(UserError, match=rf"^s: grpo_text\.trainer\.{field}: is {value}, expected .*{words}$"):
-            rules.check_trainer_fields("grpo_text", {field: value}, "s")
+        with pytest.raises(
+            UserError, match=rf"^s: grpo_text\.trainer\.{field}: is {re.escape(str(value))}, expected .*{words}$"
+        ):
+            check_trainer_fields("grpo_text", {field: value}, "s")
     for value in lawful:
-        rules.check_trainer_fields("grpo_text", {field: value}, "s")
+        check_trainer_fields("grpo_text", {field: value}, "s")
     with pytest.raises(UserError, match="SFTConfig has no such field"):
-        rules.check_trainer_fields("sft", {"steps_per_generation": None}, "s")
+        check_trainer_fields("sft", {"steps_per_generation": None}, "s")
 
 
 @pytest.mark.parametrize(
@@ -199,11 +269,12 @@ def test_the_committed_fields_are_those_of_the_installed_trl():
     assert committed() == trainer_fields.installed_fields(), "run: python -m valor.recipe.trainer_fields"
 
 
-ASKED = 7331
+ASKED = (7331, 0.7331, "asked", True, False, {"asked": 1}, ["asked"], None)
 
 
 @pytest.mark.parametrize("section", ["sft", "grpo_text"])
-def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_path, monkeypatch):
+@pytest.mark.parametrize("asked", ASKED, ids=repr)
+def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, asked, tmp_path, monkeypatch):
     import trl
 
     name = "SFTConfig" if section == "sft" else "GRPOConfig"
@@ -211,17 +282,18 @@ def test_no_field_that_a_recipe_may_set_is_overridden_in_silence(section, tmp_pa
     lawful = {}
     for field in committed()[name]:
         try:
-            rules.check_trainer_fields(section, {field: ASKED}, "the test")
+            check_trainer_fields(section, {field: asked}, "the test")
         except UserError:
             continue
-        lawful[field] = ASKED
-    assert {"learning_rate", "save_steps", "logging_steps"} <= set(lawful)
+        lawful[field] = asked
+    if asked == ASKED[0]:
+        assert {"max_steps", "save_steps", "logging_steps"} <= set(lawful)
     assert not [field for field in lawful if "hub" in field or "log_comp" in field or "trackio" in field]
     if section == "sft":
         used = arguments.sft_arguments(SftSettings(trainer=lawful), output_dir=tmp_path)
     else:
         used = grpo(tmp_path, **lawful)
-    assert {field for field in lawful if getattr(used, field) != ASKED} == set()
+    assert {field for field in lawful if getattr(used, field) != asked} == set()
 
 
 def test_grpo_names_its_algorithm_and_needs_no_second_model(tmp_path):

@@ -183,7 +183,8 @@ class TrainStage(Section):
 class Lora(Section):
     """Low-rank adapters on the language model's projections, merged into the weights at the end of the stage."""
 
-    r: Positive = 16
+    r: int = pydantic.Field(16, ge=1, le=1024)
+    """Rank; at most 1024: beyond the width of the model an adapter is larger than what it adapts."""
     alpha: Positive = 32
     """Adapters count alpha / r times."""
     dropout: float = pydantic.Field(0.0, ge=0, lt=1)

@@ -57,8 +57,8 @@ def run_stage(
     spare_the_collector()
     outputs = dict(outputs or {})
     _stop_after_failure(task)
-    context = Context.from_environment(pipeline_run=os.environ.get("VALOR_PIPELINE_RUN") or run, task=task)
     try:
+        context = Context.from_environment(pipeline_run=os.environ.get("VALOR_PIPELINE_RUN") or run, task=task)
         result = stages.run(
             stage,
             settings_json=settings,

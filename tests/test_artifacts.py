@@ -19,8 +19,39 @@ def test_what_is_no_json_object_is_named(tmp_path, content):
 
 @pytest.mark.parametrize("left_out", ["kind", "stage", "digest"])
 def test_a_stamp_says_what_it_stamps(tmp_path, left_out):
+    (tmp_path / "rows.txt").write_text("rows")
     whole = artifacts.stamp(tmp_path, kind="dataset", stage="validate_data")
     assert artifacts.read_stamp(tmp_path) == whole
     artifacts.write_json(tmp_path / artifacts.STAMP, {key: value for key, value in whole.items() if key != left_out})
     with pytest.raises(IntegrityError, match=rf"artifact\.json: {left_out} is None"):
         artifacts.read_stamp(tmp_path)
+
+
+FACTS = {"size": 4, "sha256": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [None, {}, [1], "x", {"rows.txt": 3}, {"rows.txt": {"size": 4}}, {"rows.txt": {**FACTS, "size": "4"}},
+     {"/etc/hostname": FACTS}, {"../rows.txt": FACTS}, {"a/../../rows.txt": FACTS}],
+)  # fmt: skip
+def test_a_stamp_lists_files_within_its_directory(tmp_path, files):
+    """Without a list nothing would be verified; one that leads out of the directory would be followed."""
+    (tmp_path / "rows.txt").write_text("rows")
+    whole = artifacts.stamp(tmp_path, kind="report", stage="evaluate")
+    artifacts.write_json(tmp_path / artifacts.STAMP, {**whole, "files": files})
+    with pytest.raises(IntegrityError, match=r"artifact\.json: files is no listing .*; run the stage"):
+        artifacts.read_stamp(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["report", "dataset"])
+@pytest.mark.parametrize("digest", ["0" * 64, ""])
+def test_a_digest_is_that_of_the_content(tmp_path, kind, digest):
+    """It names work in progress, cached results and parents: another artifact's would mix them up."""
+    (tmp_path / "rows.txt").write_text("rows")
+    artifacts.write_json(tmp_path / DATASET_INFO, {"digest": "1" * 64})
+    whole = artifacts.stamp(tmp_path, kind=kind, stage="made", digest="1" * 64 if kind == "dataset" else "")
+    artifacts.verify_files(tmp_path, artifacts.read_stamp(tmp_path))
+    artifacts.write_json(tmp_path / artifacts.STAMP, {**whole, "digest": digest})
+    with pytest.raises(IntegrityError, match=rf"artifact\.json: digest is '{digest}', its content has '\w+'; remove"):
+        artifacts.verify_files(tmp_path, artifacts.read_stamp(tmp_path))

@@ -62,11 +62,13 @@ def _settings(text: str) -> str:
         return text
     path = Path(text[1:])
     if not path.is_file():
-        raise UserError(f"--settings {text}: no such file")
+        raise UserError(f"--settings {text}: {'no file' if path.exists() else 'no such file'}; expected one of JSON")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--settings {text}: not UTF-8 text ({error.reason}); expected JSON") from None
+    except OSError as error:
+        raise UserError(f"--settings {text}: cannot be read ({error.strerror}); expected JSON") from None
 
 
 def _pairs(texts: list[str]) -> list[tuple[str, str]]:

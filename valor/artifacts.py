@@ -12,7 +12,7 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from valor.errors import IntegrityError, ResourceError, UserError, ValorError
@@ -23,6 +23,8 @@ MANIFEST = "_manifest.json"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _ZIP_WRITER = ("PytorchStreamWriter failed", "unexpected pos ", "iostream error")
 _NOT_CONTENT = {STAMP, CHECKPOINT_INFO, MANIFEST}
+_OWN_DIGEST = {"dataset": "dataset.json"}
+"""Kinds whose digest is not that of their files, and the file that says it too."""
 
 
 def canonical_json(value: Any) -> str:
@@ -164,7 +166,12 @@ def stamp(path: Path, *, kind: str, stage: str, digest: str = "", **fields: Any)
 
 
 def read_stamp(path: Path) -> dict[str, Any]:
-    """Return the `artifact.json` of a directory; raise UserError where the directory itself is missing."""
+    """Return the `artifact.json` of a directory.
+
+    Raises:
+        UserError: the directory itself is missing.
+        IntegrityError: the stamp is missing, or does not say what it stamps.
+    """
     if not path.is_dir():
         raise UserError(f"{path}: no such artifact directory")
     value = read_json(path / STAMP)
@@ -173,12 +180,33 @@ def read_stamp(path: Path) -> dict[str, Any]:
             raise IntegrityError(
                 f"{path / STAMP}: {key} is {value.get(key)!r}, expected a text; run the stage that makes it again"
             )
+    if not _is_listing(value.get("files")):
+        raise IntegrityError(
+            f"{path / STAMP}: files is no listing of the artifact's files by relative name, with size and sha256; run "
+            "the stage that makes it again"
+        )
     return value
+
+
+def _is_listing(files: Any) -> bool:
+    """Tell whether a stamp's `files` lists some, by names that stay within the directory."""
+    return (
+        isinstance(files, dict)
+        and bool(files)
+        and all(
+            not PurePosixPath(name).is_absolute()
+            and ".." not in PurePosixPath(name).parts
+            and isinstance(facts, dict)
+            and isinstance(facts.get("size"), int)
+            and isinstance(facts.get("sha256"), str)
+            for name, facts in files.items()
+        )
+    )
 
 
 def has_its_files(path: Path, stamp: Mapping[str, Any]) -> bool:
     """Tell whether every file that a directory's stamp lists is there in its size; content is not read."""
-    sizes = {name: facts["size"] for name, facts in stamp.get("files", {}).items()}
+    sizes = {name: facts["size"] for name, facts in stamp["files"].items()}
     return sizes.items() <= _sizes(path).items()
 
 
@@ -186,9 +214,9 @@ def verify_files(path: Path, stamp: Mapping[str, Any]) -> None:
     """Compare an artifact's files with its stamp. Weights are left out: they are verified where they are loaded.
 
     Raises:
-        IntegrityError: a file is missing or altered.
+        IntegrityError: a file is missing or altered, or the digest is that of another artifact.
     """
-    for name, facts in stamp.get("files", {}).items():
+    for name, facts in stamp["files"].items():
         if not name.endswith(".safetensors") and (
             not (path / name).is_file() or digest_file(path / name) != facts["sha256"]
         ):
@@ -196,6 +224,15 @@ def verify_files(path: Path, stamp: Mapping[str, Any]) -> None:
                 f"{path / name}: missing or altered since {stamp['stage']} wrote it; remove {path} and run again to "
                 "make it anew"
             )
+    if own := _OWN_DIGEST.get(stamp["kind"]):
+        digest = read_json(path / own).get("digest")
+    else:
+        digest = _digest_of({Path(name): facts["sha256"] for name, facts in stamp["files"].items()})
+    if stamp["digest"] != digest:
+        raise IntegrityError(
+            f"{path / STAMP}: digest is {stamp['digest']!r}, its content has {digest!r}; remove {path} and run "
+            "again to make it anew"
+        )
 
 
 def _sizes(path: Path) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import re
 from pathlib import Path
 
 from valor.errors import UserError
@@ -33,14 +34,33 @@ class Context:
 
     @classmethod
     def from_environment(cls, *, pipeline_run: str = "", task: str = "") -> "Context":
-        """Build a context from VALOR_HOME, VALOR_WORK_ROOT, VALOR_MODELS_ROOT and VALOR_RESTRICTED_URI."""
+        """Build a context from VALOR_HOME, VALOR_WORK_ROOT, VALOR_MODELS_ROOT and VALOR_RESTRICTED_URI.
+
+        Raises:
+            UserError: a place is gs:// without a bucket, or below a file.
+        """
         return cls(
             pipeline_run=pipeline_run or os.environ.get("VALOR_PIPELINE_RUN", ""),
             task=task,
-            work_root=os.environ.get("VALOR_WORK_ROOT") or str(home() / "work"),
-            models_root=os.environ.get("VALOR_MODELS_ROOT") or str(home() / "models"),
+            work_root=_place("VALOR_WORK_ROOT", home() / "work"),
+            models_root=_place("VALOR_MODELS_ROOT", home() / "models"),
             restricted_uri=os.environ.get("VALOR_RESTRICTED_URI") or str(home() / "pipeline"),
         )
+
+
+def _place(variable: str, default: Path) -> str:
+    """Return where a variable points, a directory or gs://."""
+    value = os.environ.get(variable) or str(default)
+    if value.startswith("gs:"):
+        if not re.match(r"gs://[^/]", value):
+            raise UserError(f"{variable} is {value!r}, which names no bucket; set it to gs://BUCKET/PREFIX")
+        return value
+    path = Path(value.removeprefix("file://")).absolute()
+    if taken := next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None):
+        raise UserError(
+            f"{variable if variable in os.environ else 'VALOR_HOME'}: {taken} is a file; set it to a directory"
+        )
+    return value
 
 
 def missing_places() -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.experiments import results, run
+from pipelines.experiments import facts, results, run
 from pipelines.experiments.arms import ARMS, Seed, curves
 from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
@@ -45,8 +45,8 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         run.require_made_by(found, root, code_digest())
         for path in _tables(folder, number):
             path.unlink()
-        facts: dict[str, Any] = {"seed": number, "stopped": stopped, "scored_by": code_digest()}
-        facts["arms"] = {name: _cost(job, seed, root) for name, job in reports.items()}
+        told: dict[str, Any] = {"seed": number, "stopped": stopped, "scored_by": code_digest()}
+        told["arms"] = {name: _cost(job, seed, root) for name, job in reports.items()}
         evidence = seed.data.output("evidence").path(root)
         for name, job in reports.items():
             path = job.output("predictions").path(root)
@@ -55,18 +55,18 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
             for path in sorted(job.output("curve").path(root).glob("*.npz")):
                 shutil.copyfile(path, folder / f"curve-{name}-{number}_{path.name}")
         for job in measured:
-            facts[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / f"{job.stage}.json")
+            told[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / f"{job.stage}.json")
         if models.is_done(root):
-            facts["models"] = {
+            told["models"] = {
                 "processor_seconds": round(models.record(root)["processor_seconds"]),
                 "expert_subjects": models.settings["phantom_expert"]["subjects"],
                 "train_subjects": seed.schedule.train,
             }
             gate = artifacts.read_json(models.output("expert").path(root) / "expert_gate.json")
-            facts["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
-        facts["jobs"] = _records([*reports.values(), *drawn.values(), *measured], root)
-        facts["tables"] = digests(folder, number)
-        artifacts.write_json(folder / f"facts-{number}.json", facts)
+            told["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
+        told["jobs"] = _records([*reports.values(), *drawn.values(), *measured], root)
+        told["tables"] = digests(folder, number)
+        facts.write(folder / f"facts-{number}.json", told)
 
 
 def facts_paths(folder: Path) -> dict[int, Path]:

@@ -3,14 +3,14 @@
 So anyone can recompute every number of `docs/experiments/README.md` without training.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipelines.experiments import analysis, figures, ledger, outcomes
 from pipelines.experiments.arms import ARMS
+from pipelines.experiments.facts import Facts
 from pipelines.experiments.headline import headline
 from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
 from pipelines.experiments.wording import bounded, change, heading, percent, verdicts
@@ -61,22 +61,18 @@ def write(folder: Path) -> Path:
     return page
 
 
-def _seeds(facts: Sequence[Mapping[str, Any]], folder: Path) -> str:
+def _seeds(facts: Sequence[Facts], folder: Path) -> str:
     opened, lines = ledger.read(folder), []
     for one in facts:
-        times = [
-            f"{row['date']} (code {row['code']}, plan {row['plan']})" for row in opened if row["seed"] == one["seed"]
-        ]
-        lines.append(f"| {one['seed']} | {', '.join(times) or 'not known'} | {', '.join(one['arms'])} |")
+        times = [f"{row['date']} (code {row['code']}, plan {row['plan']})" for row in opened if row["seed"] == one.seed]
+        lines.append(f"| {one.seed} | {', '.join(times) or 'not known'} | {', '.join(one.arms)} |")
     return "| seed | begun on | arms |\n|---:|---|---|\n" + "\n".join(lines) + "\n"
 
 
-def _stopped(facts: Sequence[Mapping[str, Any]]) -> str:
+def _stopped(facts: Sequence[Facts]) -> str:
     """Return the arms that ended with a verdict instead of a model: a missing row must not read as one never asked."""
     rows = [
-        f"| {ARMS[name].title} | {one['seed']} | {verdict} |"
-        for one in facts
-        for name, verdict in one.get("stopped", {}).items()
+        f"| {ARMS[name].title} | {one.seed} | {verdict} |" for one in facts for name, verdict in one.stopped.items()
     ]
     if not rows:
         return ""
@@ -230,14 +226,15 @@ def _headroom(found: Outcomes) -> str:
     )
 
 
-def _signal(facts: Sequence[Mapping[str, Any]]) -> str:
-    measured = [one["signal"] for one in facts if "signal" in one]
+def _signal(facts: Sequence[Facts]) -> str:
+    measured = [one.signal for one in facts if one.signal]
     if not measured:
         return ""
     lines = []
     for name in measured[0]:
-        ratio = [_with_bounds(row[name], "signal_to_noise", scale=1000) for row in measured]
-        cosine = [_with_bounds(row[name], "cosine") for row in measured]
+        rows = [one[name] for one in measured]
+        ratio = [_with_bounds(row.signal_to_noise, row.bounds.signal_to_noise, scale=1000) for row in rows]
+        cosine = [_with_bounds(row.cosine, row.bounds.cosine) for row in rows]
         lines.append(f"| {name} | {', '.join(ratio)} | {', '.join(cosine)} |")
     return (
         "## What each reward tells the projector\n\nOf the policy gradient at the end of stage 1, of one group of "
@@ -249,34 +246,33 @@ def _signal(facts: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _with_bounds(row: Mapping[str, Any], key: str, *, scale: float = 1) -> str:
-    value, bounds = row[key], row["bounds"][key]
+def _with_bounds(value: float | None, bounds: tuple[float, float] | None, *, scale: float = 1) -> str:
     if value is None or bounds is None:
         return "-"
     return f"{scale * value:.2f} [{scale * bounds[0]:.2f}, {scale * bounds[1]:.2f}]"
 
 
-def _costs(facts: Sequence[Mapping[str, Any]]) -> str:
+def _costs(facts: Sequence[Facts]) -> str:
     lines = ["| arm | what it took after SFT | processor seconds, by seed |", "|---|---|---|"]
     longest = 0
     for name, arm in ARMS.items():
-        costs = [one["arms"][name] for one in facts if name in one["arms"]]
-        seconds = [f"{'≥ ' if cost['resumed'] else ''}{cost['processor_seconds']}" for cost in costs]
-        longest = max([longest, *(cost["processor_seconds"] for cost in costs)])
+        costs = [one.arms[name] for one in facts if name in one.arms]
+        seconds = [f"{'≥ ' if cost.resumed else ''}{cost.processor_seconds}" for cost in costs]
+        longest = max([longest, *(cost.processor_seconds for cost in costs)])
         if costs:
-            lines.append(f"| {arm.title} | {' + '.join(costs[0]['took']) or 'nothing'} | {', '.join(seconds)} |")
-    models = [one["models"] for one in facts if "models" in one]
+            lines.append(f"| {arm.title} | {' + '.join(costs[0].took) or 'nothing'} | {', '.join(seconds)} |")
+    models = [one.models for one in facts if one.models]
     note = ""
     if models:
         note = (
-            f"Beside these rows: base, expert and judge, {', '.join(str(one['processor_seconds']) for one in models)} "
-            f"processor seconds by seed; the expert learned from {models[0]['expert_subjects']} image-report pairs of "
-            f"its own, where SFT and the rewards share {models[0]['train_subjects']}.\n"
+            f"Beside these rows: base, expert and judge, {', '.join(str(one.processor_seconds) for one in models)} "
+            f"processor seconds by seed; the expert learned from {models[0].expert_subjects} image-report pairs of "
+            f"its own, where SFT and the rewards share {models[0].train_subjects}.\n"
         )
-    jobs = [job for one in facts for job in one["jobs"].values()]
-    hours = sum(job["processor_seconds"] for job in jobs) / 3600 / 2
+    jobs = [job for one in facts for job in one.jobs.values()]
+    hours = sum(job.processor_seconds for job in jobs) / 3600 / 2
     # A resumed job knows its last try alone and a stopped arm has no cost: lower bounds say nothing of an upper one.
-    partial = any(job["resumed"] for job in jobs) or any(one.get("stopped") for one in facts)
+    partial = any(job.resumed for job in jobs) or any(one.stopped for one in facts)
     known, mark = (False, "≥ ") if partial else (True, "")
     asked = [
         ("an arm of a seed takes at most 900 s of one core", known and longest <= 900, f"{mark}{longest} s"),

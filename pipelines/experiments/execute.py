@@ -168,6 +168,7 @@ def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, P
         DATASET_INFO,
         SCHEMA,
         SCHEMA_VERSION,
+        SPLITS,
         TableWriter,
         dataset_digest,
         iter_studies,
@@ -179,6 +180,7 @@ def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, P
     chosen = pq.read_table(inputs["predictions"] / TABLE).to_pylist()
     texts = {row["study_id"]: "" if row["truncated"] else row["hypothesis"] for row in chosen}
     digests, replaced, left_out = [], 0, 0
+    counts = dict.fromkeys(SPLITS, 0)
     with artifacts.atomic_dir(outputs["dataset"]) as folder:
         with TableWriter(folder / "shard-00000.parquet", SCHEMA) as table:
             for study in iter_studies(shard_paths(inputs["dataset"])):
@@ -192,8 +194,10 @@ def _relabel(job: Job, root: Path, inputs: dict[str, Path], outputs: dict[str, P
                     replaced += 1
                 table.write(study)
                 digests.append(row_digest(study))
+                counts[study.split] += 1
         digest = dataset_digest(digests)
-        artifacts.write_json(folder / DATASET_INFO, {"schema_version": SCHEMA_VERSION, "digest": digest})
+        info = {"schema_version": SCHEMA_VERSION, "digest": digest, "studies": counts}
+        artifacts.write_json(folder / DATASET_INFO, info)
     artifacts.stamp(outputs["dataset"], kind="dataset", stage="relabel", digest=digest)
     return {"replaced": replaced, "left_out": left_out}
 

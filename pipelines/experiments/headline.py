@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from pipelines.experiments import analysis, figures
 from pipelines.experiments.analysis import Difference
 from pipelines.experiments.arms import ARMS
+from pipelines.experiments.facts import Cost
 from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
 from pipelines.experiments.wording import change, heading, percent, verdicts
 
@@ -81,7 +81,7 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
         else:
             rows.append((asked, False, f"not known: {drawn} of {wanted} seeds have the curve"))
     rows.append(_headroom([probe - ours for seed, probe, ours, _ in found.probed() if seed in seeds], wanted))
-    rows.append(_same_time([one["arms"] for one in found.facts if one["seed"] in seeds]))
+    rows.append(_same_time([one.arms for one in found.facts if one.seed in seeds]))
     return verdicts(rows)
 
 
@@ -101,12 +101,12 @@ def _headroom(leads: Sequence[float], wanted: int) -> tuple[str, bool, str]:
     return asked, mean >= 0.08, f"{100 * mean:+z.1f}"
 
 
-def _same_time(arms: Sequence[Mapping[str, Any]]) -> tuple[str, bool, str]:
+def _same_time(arms: Sequence[Mapping[str, Cost]]) -> tuple[str, bool, str]:
     """Return the row that tells whether the baseline had the final model's time, from each seed's costs."""
     asked = "SFT continued for the same time: at least 0.95 of it"
     # A resumed job knows its last try alone, which would make the final model look cheaper than it was.
-    if any(one[name]["resumed"] for one in arms for name in (BASELINE, FINAL)):
+    if any(one[name].resumed for one in arms for name in (BASELINE, FINAL)):
         return asked, False, "not known: a job was resumed"
-    spent = {name: sum(one[name]["processor_seconds"] for one in arms) for name in (BASELINE, FINAL)}
+    spent = {name: sum(one[name].processor_seconds for one in arms) for name in (BASELINE, FINAL)}
     ratio = spent[BASELINE] / max(1, spent[FINAL])
     return asked, ratio >= 0.95, f"{ratio:.2f}"

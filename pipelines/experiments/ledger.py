@@ -17,7 +17,7 @@ from valor.errors import UserError, shown
 from valor.tracking.runs import code_identity
 
 _NAME = "opened.jsonl"
-_KEYS = ("seed", "date", "code", "plan", "commit")
+_KEYS = {"seed": int, "date": str, "code": str, "plan": str, "commit": str}
 
 
 def append(folder: Path, seeds: Sequence[int]) -> None:
@@ -58,7 +58,7 @@ def _row(line: bytes, *, where: str) -> dict[str, Any]:
         row = json.loads(line)
     except ValueError:
         row = None
-    if not isinstance(row, dict) or any(key not in row for key in _KEYS):
+    if not isinstance(row, dict) or any(not isinstance(row.get(key), kind) for key, kind in _KEYS.items()):
         raise UserError(
             f"{where}: {shown(repr(line))} is no JSON object of {', '.join(_KEYS)}; restore the line from version "
             "control, or delete it if it is the last one and cut: nothing is run before its line is whole"

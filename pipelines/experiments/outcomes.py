@@ -6,16 +6,16 @@ import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from pipelines.experiments import analysis, results
+from pipelines.experiments import analysis, facts, results
 from pipelines.experiments.analysis import Difference, Table
 from pipelines.experiments.arms import ARMS, CURVES
 from pipelines.experiments.collect import facts_paths
+from pipelines.experiments.facts import Facts
 from valor import artifacts
-from valor.errors import IntegrityError, UserError, shown
+from valor.errors import IntegrityError, UserError
 from valor.evaluation.measures import Measure
 
 BASELINE, FINAL = "continued", "valor"
@@ -34,7 +34,7 @@ class Outcomes:
         curves: by arm, seed and bias; the same.
     """
 
-    facts: Sequence[Mapping[str, Any]]
+    facts: Sequence[Facts]
     tables: Mapping[str, Mapping[int, Table]]
     curves: Mapping[str, Mapping[int, Mapping[str, Table]]]
 
@@ -102,9 +102,10 @@ class Outcomes:
         """Return per seed the macro F1 of probe and SFT, and the findings that the expert's gate masks."""
         found = []
         for one in self.facts:
-            if "probe" in one and one["seed"] in self.tables.get("sft", ()):
-                (ours,) = self.values("truth_f1_macro", "sft", seeds=[one["seed"]])
-                found.append((one["seed"], one["probe"]["f1_macro"], ours, ", ".join(one["expert"]["masked"])))
+            if one.probe and one.seed in self.tables.get("sft", ()):
+                (ours,) = self.values("truth_f1_macro", "sft", seeds=[one.seed])
+                masked = ", ".join(one.expert.masked) if one.expert else "not known"
+                found.append((one.seed, one.probe.f1_macro, ours, masked))
         return found
 
 
@@ -115,19 +116,19 @@ def load(folder: Path) -> Outcomes:
         UserError: there are no results, they were made by more than one version of the code, or a table by none.
         IntegrityError: facts or a table are not what was collected.
     """
-    facts = [_facts(path, seed) for seed, path in facts_paths(folder).items()]
-    _require_one_code(folder, facts)
-    _require_tables(folder, facts)
+    known = [facts.read(path, seed=seed) for seed, path in facts_paths(folder).items()]
+    _require_one_code(folder, known)
+    _require_tables(folder, known)
     tables = {name: table for name in ARMS if (table := _tables(folder, name))}
     if not tables:
         raise UserError(f"{folder}: holds no results; run valor experiments first")
-    return Outcomes(facts, tables, {name: curve for name in CURVES if (curve := _curves(folder, name))})
+    return Outcomes(known, tables, {name: curve for name in CURVES if (curve := _curves(folder, name))})
 
 
-def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
+def _require_one_code(folder: Path, known: Sequence[Facts]) -> None:
     """Raise UserError where results were made by several versions of the code, or nobody knows by which."""
-    codes = {str(job["code"]): one["seed"] for one in facts for job in one["jobs"].values()}
-    codes |= {str(one["scored_by"]): one["seed"] for one in facts}
+    codes = {job.code: one.seed for one in known for job in one.jobs.values()}
+    codes |= {one.scored_by: one.seed for one in known}
     if len(codes) > 1:
         found = ", ".join(f"{code} (seed {seed})" for code, seed in codes.items())
         raise UserError(
@@ -136,40 +137,19 @@ def _require_one_code(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _require_tables(folder: Path, facts: Sequence[Mapping[str, Any]]) -> None:
+def _require_tables(folder: Path, known: Sequence[Facts]) -> None:
     """Raise where tables are not those that were collected: each that facts name, as it was, and no other."""
-    known = {name: digest for one in facts for name, digest in one["tables"].items()}
+    digests = {name: digest for one in known for name, digest in one.tables.items()}
     for path in sorted(folder.glob("*.npz")):
-        if path.name not in known:
+        if path.name not in digests:
             raise UserError(f"{path}: no facts file says what made it; delete it, or run valor experiments again")
-    for name, digest in known.items():
+    for name, digest in digests.items():
         path = folder / name
         found = artifacts.digest_file(path) if path.is_file() else "missing"
         if found != digest:
             raise IntegrityError(
                 f"{path}: sha256 is {found}, its facts file says {digest}; restore it, or run valor experiments again"
             )
-
-
-def _facts(path: Path, seed: int) -> dict[str, Any]:
-    """Return what was collected of a seed.
-
-    Raises:
-        IntegrityError: the file is cut, of another seed, or of an arm that this code does not have.
-    """
-    facts = artifacts.read_json(path)
-    again = f"restore it, or run valor experiments --seed {seed} again"
-    for key, kind in (("seed", int), ("scored_by", str), ("arms", dict), ("jobs", dict), ("tables", dict)):
-        if not isinstance(facts.get(key), kind):
-            raise IntegrityError(f"{path}: {key} is {shown(repr(facts.get(key)))}, expected {kind.__name__}; {again}")
-    for name, job in facts["jobs"].items():
-        if not isinstance(job, dict) or not {"code", "resumed", "processor_seconds"} <= job.keys():
-            raise IntegrityError(f"{path}: job {name} lacks code or cost; {again}")
-    if facts["seed"] != seed:
-        raise IntegrityError(f"{path}: holds the facts of seed {facts['seed']}; {again}")
-    if unknown := [name for name in (*facts["arms"], *facts.get("stopped", ())) if name not in ARMS]:
-        raise IntegrityError(f"{path}: names the arm {shown(unknown[0])}; there are {', '.join(ARMS)}; {again}")
-    return facts
 
 
 def _table(path: Path) -> Table:

@@ -15,8 +15,8 @@ from kfp.local import cache as kfp_cache
 
 from components.entry import task_label
 from valor import progress
-from valor.artifacts import STAMP, has_its_files, read_json
-from valor.errors import IntegrityError
+from valor.artifacts import has_its_files, read_stamp
+from valor.errors import IntegrityError, UserError
 from valor.tracking import store
 
 PLACES = frozenset({"run", "root", "annotations_root", "checkpoint_uri", "champion_uri"})
@@ -84,8 +84,8 @@ def _is_whole(value: Any) -> bool:
     if not isinstance(value, dsl.Artifact) or not value.metadata.get("digest"):
         return True
     try:
-        stamp = read_json(Path(value.path) / STAMP)
+        stamp = read_stamp(Path(value.path))
         whole = stamp["digest"] == value.metadata["digest"] and has_its_files(Path(value.path), stamp)
         return whole and _is_recorded(stamp.get("producer_run", ""))
-    except IntegrityError:
+    except (IntegrityError, UserError):
         return False

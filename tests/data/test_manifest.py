@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import shutil
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,6 +12,7 @@ from valor.data.manifest import (
     DATASET_INFO,
     SCHEMA,
     SCHEMA_VERSION,
+    SPLITS,
     Study,
     StudyImage,
     TableWriter,
@@ -46,7 +48,9 @@ def write(path, studies, *, schema_version=SCHEMA_VERSION):
         with TableWriter(path / f"shard-{number:05d}.parquet", SCHEMA, rows_per_group=2) as writer:
             for one in shard:
                 writer.write(one)
-    artifacts.write_json(path / DATASET_INFO, {"schema_version": schema_version})
+    splits = [one.split for shard in studies for one in shard]
+    counts = {split: splits.count(split) for split in SPLITS}
+    artifacts.write_json(path / DATASET_INFO, {"schema_version": schema_version, "studies": counts})
     return path
 
 
@@ -73,6 +77,35 @@ def test_studies_come_back_whole_sorted_and_of_one_split(tmp_path):
     assert read_studies(dataset, split="train") == [study(0, findings=None), study(1), study(3)]
     assert [s.study_id for s in read_studies(dataset, split="test")] == ["s2"]
     assert read_studies(dataset, split="val") == []
+
+
+@pytest.mark.parametrize("damage", ["lost", "doubled", "uncounted", "garbage", "flipped", "no column"])
+def test_a_dataset_that_is_not_what_it_says_is_refused(tmp_path, damage):
+    """Else a model would be trained on a part of the data, and nobody would know."""
+    path = write(tmp_path / "d", [[study(1), study(2)], [study(3)]])
+    assert len(read_studies(path, split="train")) == 3
+    shard, words = path / "shard-00001.parquet", rf"{path}: its shards hold"
+    if damage == "lost":
+        shard.unlink()
+    elif damage == "doubled":
+        shutil.copyfile(path / "shard-00000.parquet", shard)
+    elif damage == "uncounted":
+        artifacts.write_json(path / DATASET_INFO, {"schema_version": SCHEMA_VERSION, "studies": {"train": 3}})
+        words = r"dataset\.json: studies does not count"
+    else:
+        words = rf"{shard}: "
+        if damage == "garbage":
+            shard.write_bytes(b"PAR1 and no more")
+        elif damage == "flipped":
+            content = bytearray(shard.read_bytes())
+            content[4:400] = bytes(396)
+            shard.write_bytes(content)
+        else:
+            pq.write_table(pq.read_table(shard).drop_columns(["study_id"]), shard)
+            words += "has no column study_id"
+    with pytest.raises(IntegrityError, match=rf"{words}.*; ingest the data again") as caught:
+        read_studies(path, split="train")
+    assert "\n" not in str(caught.value)
 
 
 def test_the_datasets_library_reads_the_shards(tmp_path):

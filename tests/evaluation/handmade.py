@@ -51,7 +51,8 @@ def row_of(study: PhantomStudy, image_px: int) -> Study:
 
 def write_dataset(path: Path, rows: list[Study]) -> Path:
     path.mkdir()
-    artifacts.write_json(path / DATASET_INFO, {"schema_version": SCHEMA_VERSION, "digest": DIGEST})
+    info = {"schema_version": SCHEMA_VERSION, "digest": DIGEST, "studies": {"train": 0, "val": 0, "test": len(rows)}}
+    artifacts.write_json(path / DATASET_INFO, info)
     with TableWriter(path / "shard-00000.parquet", SCHEMA) as table:
         for row in rows:
             table.write(row)

@@ -134,6 +134,20 @@ def test_altered_weights_are_refused(clip, tmp_path):
     assert Expert.load(tmp_path, verify=False)
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "part"),
+    [
+        ("preprocessor_config.json", "[]", "image processor"),
+        ("tokenizer.json", "{}", "tokenizer"),
+        ("tokenizer.json", "x", "tokenizer"),
+    ],
+)
+def test_a_damaged_file_beside_the_weights_is_told_by_its_part(clip, tmp_path, name, content, part):
+    (_save(clip, tmp_path) / name).write_text(content)
+    with pytest.raises(IntegrityError, match=rf"^{tmp_path}: its {part} cannot be loaded \(\w+: .*fetch or train"):
+        Expert.load(tmp_path)
+
+
 @pytest.mark.parametrize("part", ["visual_projection", "text_projection"])
 def test_an_expert_whose_embeddings_are_no_numbers_is_refused(clip, expert, part):
     """A reward of them would teach nothing, and the stage would end as if it had."""

@@ -74,6 +74,16 @@ def test_unknown_trainer_field_is_named_with_its_neighbour():
         ("models.phantom_expert.steps=1", "models.phantom_expert.steps=2"),
         ("models.phantom_expert.text_width=-32", "models.phantom_expert.text_width=32"),
         ("models.expert_gate.min_auc=1.2", "models.expert_gate.min_auc=1"),
+        ("models.phantom_base.vocab=1", "models.phantom_base.vocab=300"),
+        ("models.phantom_expert.vision_width=98", "models.phantom_expert.vision_width=96"),
+        ("sft.lora={r: 10000000}", "sft.lora={r: 8}"),
+        ("seed=true", "seed=1"),
+        ("data.shards=2.0", "data.shards=2"),
+        ("resources.sft.memory=0G", "resources.sft.memory=1.5Gi"),
+        ("resources.sft.cpu='0.0'", "resources.sft.cpu='0.5'"),
+        ("registry.model_name=a/b", "registry.model_name=chest report.v2"),
+        ("models.prompt=''", "models.prompt=Go."),
+        (r'models.prompt="\ud800"', r'models.prompt="\u00e9"'),
     ],
 )
 def test_an_impossible_number_is_one_line_that_names_it_and_its_neighbour_passes(wrong, lawful):
@@ -214,6 +224,7 @@ def test_phantom_writes_a_root_that_the_adapter_reads(tmp_path):
         (b"name: x\ngrpo_text: {rewards: [{name: gleu_reward, weight: .nan}]}", "Input should be a finite number"),
         (b"name: x\nresources: {sft: {memory: lots}}", "resources.sft.memory: String should match pattern"),
         (b"name: x\nresources: {sft: {gpus: -3}}", "resources.sft.gpus: Input should be greater than or equal to 0"),
+        (b"name: x\nmodels: {phantom_base: {patch_px: 97}}", "image_px is 96, expected a multiple of patch_px, 97"),
     ],
 )  # fmt: skip
 def test_an_odd_recipe_is_one_short_line(text, says, tmp_path):
@@ -234,7 +245,15 @@ def test_anchors_and_tags_that_fit_are_read(tmp_path):
     assert recipe.grpo_text.trainer == recipe.sft.trainer == {"learning_rate": 1e-4}
 
 
-@pytest.mark.parametrize("recipe", ["n" * 300, "/dev/null/x"])
+@pytest.mark.parametrize("override", [".sft=1", ".=1", "sft..studies=1", "\x1b[31m=1", "=1", "seed"])
+def test_a_key_is_words_and_points(override):
+    result = invoke("check", "phantom", "--set", override)
+    assert (result.exit_code, result.output.count("\n")) == (2, 1)
+    assert "expected key=value, such as" in result.output
+    assert result.output.strip().isprintable()
+
+
+@pytest.mark.parametrize("recipe", ["n" * 300, "/dev/null/x", "/proc/self/mem"])
 def test_an_odd_path_is_one_short_line(recipe):
     result = invoke("check", recipe)
     assert result.exit_code == 2
@@ -374,6 +393,8 @@ VALIDATE = ["validate_data", "--output", "dataset=d", "--output", "evidence=v", 
         ([*VALIDATE, "--input", "shards=a"], "validate_data: shards is a list, .* give it as --input-list"),
         ([*GATE, "--output", "verdict=y"], "--output verdict: given twice"),
         ([*GATE, "--settings", "@binary"], "--settings @binary: not UTF-8 text"),
+        ([*GATE, "--settings", "@/tmp"], "--settings @/tmp: no file; expected one of JSON"),
+        ([*GATE, "--settings", "@/proc/self/mem"], "--settings @/proc/self/mem: cannot be read"),
         ([*GATE, "--settings", "[]"], "settings of gate: Input should be"),
     ],
 )

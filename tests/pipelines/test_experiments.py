@@ -4,6 +4,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
+import math
 import multiprocessing
 import os
 import queue
@@ -211,7 +212,8 @@ def collected(tmp_path, monkeypatch):
         bounds = {"signal_to_noise": [0.0004, 0.002], "cosine": None}
         row = {"signal_to_noise": 0.0012, "cosine": None, "bounds": bounds}
         facts |= {"signal": {"truth": row, "paper": row}}
-        facts |= {"probe": {"f1_macro": 0.9}, "expert": {"masked": ["Fracture"]}}
+        facts |= {"probe": {"f1_macro": 0.9, "f1_micro": 0.9, "auc_macro": 0.9, "auc": {}}, "stopped": {}}
+        facts |= {"expert": {"masked": ["Fracture"], "masked_sides": [], "overall": {}, "findings": {}}}
         (tmp_path / f"facts-{seed}.json").write_text(json.dumps(facts))
         opened = {"seed": seed, "date": "2026-01-02", "code": "abc", "plan": "p", "commit": "c"}
         with (tmp_path / "opened.jsonl").open("a") as file:
@@ -501,9 +503,25 @@ def test_a_table_that_was_collected_broken_is_named(collected, content):
     ("change", "told"),
     [
         (lambda _: [], "holds a JSON list, expected an object"),
-        (lambda _: {}, "seed is None, expected int"),
-        (lambda facts: {**facts, "tables": None}, "tables is None, expected dict"),
-        (lambda facts: {**facts, "jobs": {"sft-1": {}}}, "job sft-1 lacks code or cost"),
+        (lambda _: {}, "seed is {}: Field required"),
+        (lambda facts: {**facts, "tables": None}, "tables is None: Input should be"),
+        (lambda facts: {**facts, "jobs": {"sft-1": {}}}, r"jobs\.sft-1\.name is {}: Field required"),
+        (lambda facts: {**facts, "jobs": {}}, "has arms and no job that made them"),
+        (lambda facts: {**facts, "arms": {}}, "has tables of continued, .* and arms ; restore"),
+        (lambda facts: {**facts, "arms": {"sft": 3}}, "arms.sft is 3: "),
+        (lambda facts: {**facts, "arms": {"sft": {"took": []}}}, "arms.sft.processor_seconds is "),
+        (
+            lambda facts: {**facts, "arms": {"sft": {"took": [], "processor_seconds": math.nan}}},
+            "arms.sft.processor_seconds is nan",
+        ),
+        (lambda facts: {**facts, "probe": {**facts["probe"], "f1_macro": math.nan}}, r"probe\.f1_macro is nan"),
+        (lambda facts: {**facts, "probe": 3}, "probe is 3"),
+        (lambda facts: {**facts, "expert": {"masked": [1]}}, r"expert\.masked\.0 is 1"),
+        (lambda facts: {**facts, "models": {}}, r"models\.processor_seconds is {}: Field required"),
+        (lambda facts: {**facts, "signal": {}}, "signal is {}: Dictionary should have at least 1 item"),
+        (lambda facts: {**facts, "signal": []}, "signal is .*: Input should be"),
+        (lambda facts: {**facts, "stopped": ["sft"]}, "stopped is .*: Input should be"),
+        (lambda facts: {**facts, "stopped": {"sft": {}}}, r"stopped\.sft is {}: "),
         (lambda facts: {**facts, "seed": 5}, "holds the facts of seed 5"),
         (lambda facts: {**facts, "stopped": {"nope": "collapsed"}}, "names the arm nope; there are sft, "),
     ],

@@ -133,12 +133,13 @@ def test_a_shared_prompt_is_the_same_training(tmp_path, monkeypatch):
     assert torch.allclose(torch.tensor(logs[0]), torch.tensor(logs[1]), rtol=1e-3, atol=1e-5)
 
 
-def test_a_merge_that_changes_what_the_model_says_is_an_integrity_error(tmp_path, monkeypatch):
+@pytest.mark.parametrize(("rate", "merged"), [(1e-1, 1.5), (1e-5, 0.0)], ids=["too much", "a small effect lost"])
+def test_a_merge_that_changes_what_the_model_says_is_an_integrity_error(rate, merged, tmp_path, monkeypatch):
     from peft.tuners.lora import Linear
 
     delta = Linear.get_delta_weight
-    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: 1.5 * delta(self, adapter))
-    settings = SftSettings(lora=LORA, trainer={"max_steps": 2, "learning_rate": 1e-1, "save_strategy": "no"})
+    monkeypatch.setattr(Linear, "get_delta_weight", lambda self, adapter: merged * delta(self, adapter))
+    settings = SftSettings(lora=LORA, trainer={"max_steps": 2, "learning_rate": rate, "save_strategy": "no"})
     paths = {"dataset": world().dataset, "base": world().base, "checkpoint": tmp_path / "checkpoint"}
     with pytest.raises(IntegrityError, match="merged into the weights, logits differ"):
         sft(settings, **paths, context=Context(work_root=str(tmp_path / "work")))

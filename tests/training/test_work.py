@@ -50,6 +50,12 @@ def leave(root: Path, *steps: int, pipeline_run: str = "run-1") -> Path:
     return work.scratch
 
 
+@pytest.mark.parametrize("place", ["/proc/valor/work", "/dev/null/work"])
+def test_a_place_that_cannot_be_made_is_the_users_to_change(place):
+    with pytest.raises(UserError, match=rf"^{place}/\w+: cannot be made .*; set VALOR_WORK_ROOT"), opened(Path(place)):
+        pass
+
+
 def test_a_committed_checkpoint_is_found_again(tmp_path):
     leave(tmp_path, 10, 20)
     with opened(tmp_path) as work:

@@ -37,7 +37,12 @@ def write_dataset(path: Path, *, train: int = 12, test: int = 3, image_px: int =
             table.write(study)
             digests.append(manifest.row_digest(study))
     digest = manifest.dataset_digest(digests)
-    artifacts.write_json(path / "dataset.json", {"schema_version": manifest.SCHEMA_VERSION, "digest": digest})
+    info = {
+        "schema_version": manifest.SCHEMA_VERSION,
+        "digest": digest,
+        "studies": {"train": train, "val": 0, "test": test},
+    }
+    artifacts.write_json(path / manifest.DATASET_INFO, info)
     artifacts.stamp(path, kind="dataset", stage="validate_data", digest=digest)
     return path
 

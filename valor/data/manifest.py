@@ -188,18 +188,53 @@ def shard_paths(dataset: Path) -> list[Path]:
 
 
 def iter_studies(paths: Iterable[Path], *, split: str = "", batch_size: int = 64) -> Iterator[Study]:
-    """Yield the studies of Parquet shards in stored order, holding at most `batch_size` in memory."""
+    """Yield the studies of Parquet shards in stored order, holding at most `batch_size` in memory.
+
+    Raises:
+        IntegrityError: a shard is no Parquet file, is damaged, or lacks a column.
+    """
     for path in paths:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=batch_size, columns=SCHEMA.names):
-                yield from (study_of(row) for row in batch.to_pylist() if not split or row["split"] == split)
+        try:
+            with pq.ParquetFile(path) as file:
+                if missing := sorted(set(SCHEMA.names) - set(file.schema_arrow.names)):
+                    raise IntegrityError(f"{path}: has no column {missing[0]}; ingest the data again")
+                for batch in file.iter_batches(batch_size=batch_size, columns=SCHEMA.names):
+                    yield from (study_of(row) for row in batch.to_pylist() if not split or row["split"] == split)
+        except (pa.ArrowException, OSError) as error:
+            # Damage within a column is an OSError without a number; what the system says has one.
+            if getattr(error, "errno", None) is not None:
+                raise
+            raise IntegrityError(
+                f"{path}: cannot be read as Parquet ({type(error).__name__}); ingest the data again"
+            ) from None
 
 
 def read_studies(dataset: Path, *, split: str) -> list[Study]:
-    """Return a dataset's studies of one split (`train`, `val`, `test`), sorted by study_id; all in memory."""
+    """Return a dataset's studies of one split (`train`, `val`, `test`), sorted by study_id; all in memory.
+
+    Raises:
+        IntegrityError: the shards are damaged, or hold another number of studies than `dataset.json` says.
+    """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}, expected one of {', '.join(SPLITS)}")
-    return sorted(iter_studies(shard_paths(dataset), split=split), key=lambda study: study.study_id)
+    studies = sorted(iter_studies(shard_paths(dataset), split=split), key=lambda study: study.study_id)
+    expected, found = _counts(dataset)[split], len({study.study_id for study in studies})
+    if not len(studies) == found == expected:
+        raise IntegrityError(
+            f"{dataset}: its shards hold {len(studies)} rows of {found} studies in split {split!r}, {DATASET_INFO} "
+            f"says {expected}; ingest the data again"
+        )
+    return studies
+
+
+def _counts(dataset: Path) -> dict[str, int]:
+    """Return how many studies each split of a dataset has, from its `dataset.json`."""
+    counts = artifacts.read_json(dataset / DATASET_INFO).get("studies")
+    if not isinstance(counts, dict) or any(not isinstance(counts.get(split), int) for split in SPLITS):
+        raise IntegrityError(
+            f"{dataset / DATASET_INFO}: studies does not count those of {', '.join(SPLITS)}; ingest the data again"
+        )
+    return counts
 
 
 def in_share(studies: Iterable[Study], share: tuple[float, float]) -> list[Study]:

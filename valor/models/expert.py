@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from valor import artifacts
 from valor.errors import IntegrityError, UserError
-from valor.models.loading import fastest_device, fit_pixels
+from valor.models.loading import damage_is_an_integrity_error, fastest_device, fit_pixels
 from valor.models.sentences import sentences
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ class Expert:
 
         Raises:
             UserError: the checkpoint is no dual encoder, or lacks its tokenizer or image processor.
-            IntegrityError: weights are missing or are not those that `valor.json` names, or the gate's record is cut.
+            IntegrityError: weights are missing or are not those that `valor.json` names, or a file is damaged.
         """
         import torch
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -83,9 +83,10 @@ class Expert:
         require_dual_encoder(path)
         artifacts.load_checkpoint_info(path, verify=verify)
         safe: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-        model, info = AutoModel.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safe
-        )
+        with damage_is_an_integrity_error(path, "weights"):
+            model, info = AutoModel.from_pretrained(
+                path, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **safe
+            )
         if info["missing_keys"]:
             name = sorted(info["missing_keys"])[0]
             raise IntegrityError(
@@ -93,12 +94,11 @@ class Expert:
             )
         gate_path = path / GATE_FILE
         gate = artifacts.read_json(gate_path) if gate_path.exists() else {"measured": False}
-        return cls(
-            model.to(fastest_device()),
-            AutoTokenizer.from_pretrained(path, **safe),
-            AutoImageProcessor.from_pretrained(path, **safe),
-            gate=gate,
-        )
+        with damage_is_an_integrity_error(path, "tokenizer"):
+            tokenizer = AutoTokenizer.from_pretrained(path, **safe)
+        with damage_is_an_integrity_error(path, "image processor"):
+            image_processor = AutoImageProcessor.from_pretrained(path, **safe)
+        return cls(model.to(fastest_device()), tokenizer, image_processor, gate=gate)
 
     def embed_images(self, images: Sequence["np.ndarray"]) -> "torch.Tensor":
         """Embed (H, W) uint8 images, bright is dense, each cut to its central square; return (N, D) float32, norm 1."""

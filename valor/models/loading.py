@@ -4,14 +4,15 @@ Works with checkpoints of the LLaVA family on the PIL image processors. Qwen-VL 
 video processor needs torchvision, which the CPU tests do not have.
 """
 
+import contextlib
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from valor import artifacts
 from valor.data.manifest import Study, first_pixels
-from valor.errors import IntegrityError, UserError
+from valor.errors import IntegrityError, UserError, ValorError, shown
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,14 +33,15 @@ def load_policy(path: Path, *, verify: bool = True) -> tuple[Any, Any]:
         The model in evaluation mode and its processor, padding on the left.
 
     Raises:
-        IntegrityError: the weights are not those that `valor.json` names.
+        IntegrityError: the weights are not those that `valor.json` names, or a file beside them is damaged.
         UserError: the directory holds no image-text-to-text model.
     """
     import torch
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     artifacts.load_checkpoint_info(path, verify=verify)
-    config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    with damage_is_an_integrity_error(path, "configuration"):
+        config = AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
     if type(config) not in AutoModelForImageTextToText._model_mapping:
         raise UserError(
             f"{path}: model_type is {config.model_type!r}, which reads no image; the base must be an image-text-to-text"
@@ -47,21 +49,49 @@ def load_policy(path: Path, *, verify: bool = True) -> tuple[Any, Any]:
         )
     # transformers' type hints do not know that `output_loading_info` returns a pair.
     loader: Any = AutoModelForImageTextToText
-    model, info = loader.from_pretrained(
-        path,
-        dtype=torch.float32,
-        local_files_only=True,
-        trust_remote_code=False,
-        use_safetensors=True,
-        output_loading_info=True,
-    )
+    with damage_is_an_integrity_error(path, "weights"):
+        model, info = loader.from_pretrained(
+            path,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     # transformers only warns about weights that are missing and draws them at random.
     missing = sorted(info["missing_keys"])
     if missing:
         raise IntegrityError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]}; fetch it again")
-    processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    processor.tokenizer.padding_side = "left"
+    with damage_is_an_integrity_error(path, "processor"):
+        processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        processor.tokenizer.padding_side = "left"
+    with damage_is_an_integrity_error(path, "chat template"):
+        text = processor.apply_chat_template(messages(prompt_of(path)), add_generation_prompt=True)
+    if (images := text.count(processor.image_token)) != 1:
+        raise IntegrityError(
+            f"{path}: chat template and prompt make a question of {images} images, expected 1; fetch or train the "
+            "checkpoint again, without an image token in its prompt"
+        )
     return model.eval(), processor
+
+
+@contextlib.contextmanager
+def damage_is_an_integrity_error(path: Path, part: str) -> Iterator[None]:
+    """Name the checkpoint and its part where transformers fails on a file: it raises whatever the damage leads to."""
+    try:
+        yield
+    except (ValorError, MemoryError):
+        raise
+    except Exception as error:
+        # Of torch's own errors only the one that tells of other shapes is the file's: a full device is not.
+        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
+            raise
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise IntegrityError(
+            f"{path}: its {part} cannot be loaded ({type(error).__name__}: {shown(str(error))}); fetch or train the "
+            "checkpoint again"
+        ) from error
 
 
 def fastest_device() -> str:
@@ -109,7 +139,10 @@ def write_prompt(path: Path, prompt: str) -> None:
 
 def prompt_of(path: Path) -> str:
     """Return the prompt that a checkpoint was trained with."""
-    return artifacts.read_json(path / PROMPT_FILE)["prompt"]
+    prompt = artifacts.read_json(path / PROMPT_FILE).get("prompt")
+    if not isinstance(prompt, str) or not prompt.strip():
+        raise IntegrityError(f"{path / PROMPT_FILE}: prompt is {shown(repr(prompt))}, expected a text; fetch it again")
+    return prompt
 
 
 def messages(prompt: str) -> list[dict[str, Any]]:

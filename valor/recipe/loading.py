@@ -128,6 +128,8 @@ def _read(recipe: str) -> tuple[str, str]:
             return path.read_text(encoding="utf-8"), recipe
         except UnicodeDecodeError as error:
             raise UserError(f"{recipe}: no UTF-8 text (byte {error.start}); a recipe is a YAML file") from None
+        except OSError as error:
+            raise UserError(f"{recipe}: cannot be read ({error.strerror}); a recipe is a YAML file") from None
     if recipe in builtin_names():
         return (resources.files("pipelines.recipes") / f"{recipe}.yaml").read_text(encoding="utf-8"), recipe
     raise UserError(f"{shown(recipe)}: no such file and no built-in recipe; built-in are {', '.join(builtin_names())}")
@@ -135,14 +137,14 @@ def _read(recipe: str) -> tuple[str, str]:
 
 def _apply(tree: dict[str, Any], override: str) -> None:
     key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise UserError(f"--set {override}: expected key=value, such as data.root=/data/mimic-cxr")
+    if not separator or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", key):
+        raise UserError(f"--set {shown(ascii(override)[1:-1])}: expected key=value, such as data.root=/data/mimic-cxr")
     *parents, leaf = key.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise UserError(f"--set {override}: {parent} is not a section")
+            raise UserError(f"--set {shown(override)}: {parent} is not a section")
     node[leaf] = _parse_yaml(value, f"--set {shown(override)}")
 
 

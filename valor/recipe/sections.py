@@ -1,15 +1,15 @@
 """The recipe's sections: what can be set, within which bounds, and the defaults."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import pydantic
 
-Positive = Annotated[int, pydantic.Field(ge=1)]
-Count = Annotated[int, pydantic.Field(ge=0)]
-Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]
+Positive = Annotated[int, pydantic.Field(ge=1, le=2**31 - 1, strict=True)]
+Count = Annotated[int, pydantic.Field(ge=0, le=2**31 - 1, strict=True)]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31, strict=True)]
 """What every generator takes, NumPy's old one included, with room for what is added to tell models apart."""
-PhantomSeed = Annotated[int, pydantic.Field(ge=0, lt=10**8)]
+PhantomSeed = Annotated[int, pydantic.Field(ge=0, lt=10**8, strict=True)]
 """Ids of phantom subjects hold it in eight digits (`valor.data.phantom.keys`)."""
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1)]
 
@@ -32,6 +32,17 @@ def _some_weight(rewards: tuple["TextReward", ...]) -> tuple["TextReward", ...]:
     return rewards
 
 
+def _whole_heads(width: int) -> int:
+    heads = max(1, width // 32)
+    if width % heads:
+        raise ValueError(f"a width of {width} does not divide into heads of about 32; take a multiple of 32")
+    return width
+
+
+Width = Annotated[int, pydantic.Field(ge=8, multiple_of=2, strict=True), pydantic.AfterValidator(_whole_heads)]
+Vocabulary = Annotated[int, pydantic.Field(ge=300, strict=True)]
+"""Tokens: all bytes, the special ones, and some to spare."""
+Text = Annotated[str, pydantic.Field(min_length=1)]
 Share = Annotated[tuple[Fraction, Fraction], pydantic.AfterValidator(_rising)]
 SplitFractions = Annotated[tuple[Fraction, Fraction, Fraction], pydantic.AfterValidator(_sum_to_one)]
 
@@ -84,15 +95,15 @@ class CheckThresholds(Section):
 class DataSettings(Section):
     """Where studies come from and what becomes of them."""
 
-    root: str = "phantom"
+    root: Text = "phantom"
     public: bool = False
     """The owner states that text and images of this source may be shown to everyone who sees MLflow."""
     layout: Literal["mimic_cxr", "openi"] = "mimic_cxr"
     annotations_root: str = ""
     phantom: PhantomStudies = PhantomStudies()
     image_px: int = pydantic.Field(192, ge=32)
-    shards: int = pydantic.Field(2, ge=1)
-    max_views: int = pydantic.Field(1, ge=1)
+    shards: Positive = 2
+    max_views: Positive = 1
     """Images kept per study, frontal views first."""
     split_fractions: SplitFractions = (0.7, 0.1, 0.2)
     """train, val, test by hash of subject, where the source has no official split."""
@@ -100,34 +111,40 @@ class DataSettings(Section):
     seed: Seed = 0
 
 
-class PhantomBase(Section):
-    """The tiny LLaVA that `base: phantom` trains."""
+class _PhantomModel(Section):
+    """What the phantom's two models share: a vision transformer on square patches."""
 
     subjects: Positive = 1200
-    seed: PhantomSeed = 7001
     image_px: Positive = 96
     patch_px: Positive = 16
-    vision_width: Positive = 128
+    vision_width: Width = 128
     vision_layers: Positive = 4
-    text_width: Positive = 160
+
+    @pydantic.model_validator(mode="after")
+    def _whole_patches(self) -> Self:
+        if self.image_px % self.patch_px:
+            raise ValueError(f"image_px is {self.image_px}, expected a multiple of patch_px, {self.patch_px}")
+        return self
+
+
+class PhantomBase(_PhantomModel):
+    """The tiny LLaVA that `base: phantom` trains."""
+
+    seed: PhantomSeed = 7001
+    text_width: Width = 160
     text_layers: Positive = 4
-    vocab: Positive = 1024
+    vocab: Vocabulary = 1024
     tower_steps: Positive = 320
     language_steps: Positive = 300
 
 
-class PhantomExpert(Section):
+class PhantomExpert(_PhantomModel):
     """The tiny CLIP that `expert: phantom` trains, on subjects of its own."""
 
-    subjects: Positive = 1200
     seed: PhantomSeed = 8001
-    image_px: Positive = 96
-    patch_px: Positive = 16
-    vision_width: Positive = 128
-    vision_layers: Positive = 4
-    text_width: Positive = 128
+    text_width: Width = 128
     text_layers: Positive = 3
-    vocab: Positive = 1024
+    vocab: Vocabulary = 1024
     steps: int = pydantic.Field(480, ge=2)
     """Half for the vision tower, half for the pairs."""
     held_out_subjects: Positive = 300
@@ -145,14 +162,14 @@ class ExpertGate(Section):
 class ModelSettings(Section):
     """Base, expert and judge: a hub id, a local directory, gs:// or `phantom`."""
 
-    base: str = "phantom"
+    base: Text = "phantom"
     base_revision: str = ""
-    expert: str = "phantom"
+    expert: Text = "phantom"
     expert_revision: str = ""
     judge: str = ""
     """A dual encoder that scores similarity in evaluation alone; "" takes the expert, whose score is circular."""
     judge_revision: str = ""
-    prompt: str = "Describe the findings and impression."
+    prompt: Text = "Describe the findings and impression."
     phantom_base: PhantomBase = PhantomBase()
     phantom_expert: PhantomExpert = PhantomExpert()
     phantom_judge: PhantomExpert = PhantomExpert(subjects=600, seed=9001, steps=240, held_out_subjects=100)
@@ -311,16 +328,19 @@ class GateSettings(Section):
 class RegistrySettings(Section):
     """The registered model's name and the experiment that runs go to."""
 
-    model_name: str = "valor"
-    experiment: str = "valor"
+    model_name: str = pydantic.Field("valor", pattern=r"^[\w .-]{1,200}$")
+    experiment: str = pydantic.Field("valor", min_length=1, max_length=200)
     publish_text: bool = False
+
+
+_ABOVE_0 = r"(\d*[1-9]\d*(\.\d+)?|0\.\d*[1-9]\d*)"
 
 
 class TaskResources(Section):
     """What a task asks of a cluster; ignored locally."""
 
-    cpu: str = pydantic.Field("2", pattern=r"^\d+(\.\d+)?m?$")
-    memory: str = pydantic.Field("8G", pattern=r"^\d+(\.\d+)?([KMGTPE]i?)?$")
+    cpu: str = pydantic.Field("2", pattern=rf"^{_ABOVE_0}m?$")
+    memory: str = pydantic.Field("8G", pattern=rf"^{_ABOVE_0}([KMGTPE]i?)?$")
     gpus: Count = 0
     gpu_type: str = ""
 
@@ -328,7 +348,7 @@ class TaskResources(Section):
 class Recipe(Section):
     """One experiment."""
 
-    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")
+    name: str = pydantic.Field(pattern=r"^[a-z0-9][a-z0-9_-]*$", max_length=100)
     description: str = ""
     seed: Seed = 0
     publish_text: bool = False

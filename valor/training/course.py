@@ -20,7 +20,7 @@ from valor import artifacts
 from valor.context import Context, home
 from valor.data.manifest import Study
 from valor.errors import IntegrityError, Interrupted, ResourceError, UserError
-from valor.models.loading import load_policy, prompt_of
+from valor.models.loading import load_policy, messages, model_pixels, prompt_of
 from valor.recipe import Guards, TrainStage
 from valor.training import launch, outcome
 from valor.training.frozen import can_hold, hold_in_bfloat16, restore
@@ -29,7 +29,7 @@ from valor.training.memo import TowerMemo
 from valor.training.parts import choose_trained, count_trained
 from valor.training.processes import name_layers_to_shard
 from valor.training.prompts import SharedPrompts
-from valor.training.rows import require_no_image_token, training_studies
+from valor.training.rows import require_reports_fit, training_studies
 from valor.training.work import Work, open_work
 
 log = logging.getLogger(__name__)
@@ -173,8 +173,8 @@ def open_policy(
         The policy, and the speedups, each with `detach()`.
 
     Raises:
-        UserError: the model has no projector that VALOR knows.
-        DataError: a report holds the processor's image token.
+        UserError: the model has no projector that VALOR knows, or no room for `max_new_tokens`.
+        DataError: a report holds the processor's image token, or is too long for the model.
         IntegrityError: a weight is no number.
     """
     model, processor = load_policy(parent)
@@ -188,8 +188,23 @@ def open_policy(
         # from all the processes: they would wait for each other for ever.
         log.info("strategy %s: generation computes a prompt once per completion", settings.strategy)
     studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
-    require_no_image_token(studies, processor)
-    return Policy(model, processor, prompt_of(parent), studies, output_dir), [part for part in speedups if part]
+    policy = Policy(model, processor, prompt_of(parent), studies, output_dir)
+    _require_context(policy, max_new_tokens=settings.max_new_tokens)
+    return policy, [part for part in speedups if part]
+
+
+def _require_context(policy: Policy, *, max_new_tokens: int) -> None:
+    """Refuse a report, of the data or of the policy, that goes beyond the positions that the model was built for."""
+    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+    text = policy.processor.apply_chat_template(messages(policy.prompt), add_generation_prompt=True)
+    image = model_pixels(policy.studies[0], policy.processor)
+    question = policy.processor(images=[image], text=[text], return_tensors="pt")["input_ids"].shape[1]
+    if context is not None and question + max_new_tokens > context:
+        raise UserError(
+            f"max_new_tokens is {max_new_tokens}, and the model's context of {context} tokens leaves "
+            f"{max(0, context - question)} beside prompt and image; lower max_new_tokens"
+        )
+    require_reports_fit(policy.studies, policy.processor, question=question, context=context)
 
 
 def _require_finite_parent(model: Any, parent: Path) -> None:

@@ -45,13 +45,33 @@ def training_studies(dataset: Path, *, studies: int, seed: int, share: tuple[flo
     return [every[i] for i in sorted(chosen)]
 
 
-def require_no_image_token(studies: Sequence[Study], processor: Any) -> None:
-    """Raise DataError where a report holds the processor's image token: it would look for an image to each."""
+def require_reports_fit(studies: Sequence[Study], processor: Any, *, question: int, context: int | None) -> None:
+    """Refuse reports that the model cannot be taught.
+
+    Args:
+        studies: the training studies.
+        processor: the policy's processor.
+        question: the tokens of prompt and image.
+        context: the tokens that the model was built for; None where its configuration does not tell.
+
+    Raises:
+        DataError: a report holds the processor's image token, which looks for an image to each, or is longer than what
+            the model's context leaves to it.
+    """
     for study in studies:
         if processor.image_token in study.text:
             raise DataError(
                 f"study {study.study_id}: its report holds {processor.image_token!r}, which stands for an image "
                 "here; take it out of the report and ingest the data again"
+            )
+        # A token has at least one byte, so that next to no report needs to be counted.
+        if context is None or question + len(study.text.encode()) <= context:
+            continue
+        tokens = len(processor.tokenizer(study.text)["input_ids"])
+        if question + tokens > context:
+            raise DataError(
+                f"study {study.study_id}: its report has {tokens} tokens, and the model's context of {context} leaves "
+                f"{max(0, context - question)} beside prompt and image; shorten the report and ingest the data again"
             )
 
 

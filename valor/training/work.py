@@ -145,7 +145,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
         pipeline_run: id of the pipeline run; a failure for good ends further tries within it at once.
 
     Raises:
-        UserError: another live process of this host works on it.
+        UserError: the place cannot be made, or another live process of this host works on it.
         ServiceError: a process on another host works on it.
         GuardStop: a guard stopped the block, or an earlier try with the same identity in whichever run.
         ValorError: the verdict of an earlier try within the same pipeline run.
@@ -157,7 +157,7 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="valor-work-")))
         else:
             scratch = Path(place)
-            scratch.mkdir(parents=True, exist_ok=True)
+            _make(scratch)
         work = Work(place, scratch, stack.enter_context(_held(files, name=place)))
         repeat_verdict(place, pipeline_run, holds=True)
         try:
@@ -171,6 +171,16 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
         except FOR_GOOD as error:
             _leave_marker(files, error, pipeline_run)
             raise
+
+
+def _make(scratch: Path) -> None:
+    try:
+        with artifacts.full_disk_is_a_resource_error(scratch):
+            scratch.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{scratch}: cannot be made ({error.strerror}); set VALOR_WORK_ROOT to a directory that can be written"
+        ) from error
 
 
 def place_of(work_root: str, identity: dict[str, Any]) -> str:

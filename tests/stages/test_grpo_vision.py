@@ -1,5 +1,6 @@
 """The grpo_vision stage, end to end on a tiny LLaVA and a tiny CLIP."""
 
+import statistics
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from valor.models.loading import load_policy
 from valor.recipe import GrpoVisionSettings, Guards
 from valor.stages.grpo_vision import _normaliser, _tolerance, grpo_vision, trainer
 from valor.training.advantages import rank_advantages, standardised_advantages
+from valor.training.guards import ABNORMAL, STATED, stated_findings
 from valor.training.rows import grpo_rows, training_studies
 from valor.training.trainers import VisionGRPOTrainer
 
@@ -218,6 +220,29 @@ def test_a_reward_that_pays_for_every_word_is_stopped_and_the_last_good_checkpoi
 
 
 @pytest.mark.slow
+def test_rewards_see_no_reference_and_the_guards_do(tmp_path, monkeypatch):
+    """That a policy tells one finding for all others shows beside the references alone."""
+    reports = {study.study_id: study.text for study in training_studies(world().dataset, studies=0, seed=0)}
+    seen = []
+
+    def nosy(completions, **kwargs):
+        seen.append(([completion[0]["content"] for completion in completions], kwargs))
+        return [float(i) for i in range(len(completions))]
+
+    _pays(monkeypatch, nosy)
+    grpo_vision(
+        settings(max_steps=1), dataset=world().dataset, parent=world().parent, expert=world().expert,
+        checkpoint=tmp_path / "checkpoint", context=Context(work_root=str(tmp_path / "work")),
+    )  # fmt: skip
+    ((texts, given),) = seen
+    assert {"prompts", "study_id", "image_embed"} <= given.keys()
+    assert not [report for report in reports.values() if report[:30] in repr(given)]
+    due = stated_findings(texts, [reports[study_id] for study_id in given["study_id"]])
+    (line,) = artifacts.load_checkpoint_info(tmp_path / "checkpoint")["history"]
+    assert line[STATED] == pytest.approx(statistics.mean(due[STATED]))
+    assert line[ABNORMAL] == 1
+
+
 def test_survives_sigkill(tmp_path):
     metrics = survives_a_kill(
         grpo_vision, settings(max_steps=16), tmp_path=tmp_path, seed=3, dataset=world().dataset,

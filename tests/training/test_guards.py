@@ -133,8 +133,7 @@ def test_recall_is_of_abnormal_references_and_false_alarms_of_normal_ones():
     found = stated_findings([normal, abnormal, doubtful, both], [abnormal] * 4)
     assert found == {STATED: [0, 1, 0, 1], CALLED: [], ABNORMAL: [1] * 4}
     assert stated_findings([normal, doubtful], [normal] * 2) == {STATED: [], CALLED: [0, 1], ABNORMAL: [0, 0]}
-    unknown = stated_findings([normal, abnormal, ""], [None] * 3)
-    assert unknown == {STATED: [0, 1, 0], CALLED: [0, 1, 0], ABNORMAL: []}
+    assert stated_findings(["", ""], [abnormal, normal]) == {STATED: [0], CALLED: [0], ABNORMAL: [1, 0]}
 
 
 def test_one_finding_for_all_others_is_silence_about_them():

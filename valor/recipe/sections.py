@@ -231,11 +231,10 @@ class Guards(Section):
 
     window: Positive = 10
     min_findings_ratio: Fraction | None = 0.5
-    """In stage 1 of what a reference states the share that its completions state; in stage 2 the share of completions
-    that state a finding."""
+    """Of what a reference states the share that its completions state."""
     max_called_rise: Fraction | None = 0.6
-    """Share of completions that state a finding: how much of the way from its start to 1; in stage 1 of those whose
-    reference states none."""
+    """Share of completions that state a finding where their reference states none: how much of the way from its start
+    to 1."""
     min_length_ratio: Fraction | None = 0.5
     max_length_ratio: float | None = pydantic.Field(2.0, ge=1)
     """Tokens per completion."""

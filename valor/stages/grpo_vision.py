@@ -1,7 +1,7 @@
 """Stage 2, vision GRPO: the projector alone learns from a frozen expert's similarity (arXiv 2512.16201).
 
 The expert scores the X-ray against each candidate report; the scores become rank-normalised advantages. No reference
-report takes part: the rows that the rewards see do not hold one.
+report takes part in that: the rows that the rewards see do not hold one. Guards alone compare with them.
 """
 
 import functools
@@ -88,6 +88,7 @@ def trainer(
         args=args,
         train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=embed, seen=seen),
         processing_class=policy.processor,
+        references={study.study_id: study.text for study in policy.studies},
         normalise=normalise,
         must_state=settings.similarity == "statements",
     )

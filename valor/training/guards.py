@@ -9,8 +9,7 @@ not been, and the guards keep nothing of their own.
 A share of completions depends on the studies that a window happened to see, so beyond its limit it must also differ
 from its start by more than that could make it.
 
-Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions;
-in stage 2, whose rows hold no reference, a policy that names one finding for all others (its entropy falls).
+Left out: a collapse within the first `window` steps that leaves nothing to fall from; SFT, which has no completions.
 """
 
 import dataclasses
@@ -23,10 +22,9 @@ from valor.clinical.summary import summarise
 from valor.recipe import Guards
 
 STATED = "completions/stated_findings"
-"""Log key: of what the reference states, the share that a completion states too; without references the share of
-completions that state a finding."""
+"""Log key: of what the reference states, the share that a completion states too."""
 CALLED = "completions/called_abnormal"
-"""Log key: of completions whose reference states no finding, the share that state one; without references of all."""
+"""Log key: of completions whose reference states no finding, the share that state one."""
 ABNORMAL = "completions/abnormal_reference"
 """Log key: the share of completions whose reference states a finding, those that STATED is about."""
 _SURE = 4.0
@@ -199,24 +197,19 @@ def healthy(log_history: Sequence[Mapping[str, Any]], guards: Guards | None) -> 
     )
 
 
-def stated_findings(texts: Sequence[str], references: Sequence[str | None]) -> dict[str, list[float]]:
+def stated_findings(texts: Sequence[str], references: Sequence[str]) -> dict[str, list[float]]:
     """Return what completions state, under the log keys that average it.
 
-    Findings are those of images, stated or suspected, by this or a narrower name. A completion with a reference counts
-    under STATED or CALLED, by whether its reference states a finding; one without under both.
+    Findings are those of images, stated or suspected, by this or a narrower name. A completion counts under STATED or
+    CALLED, by whether its reference states a finding.
 
     Args:
         texts: the completions.
-        references: their reports, or None where there is none.
+        references: their studies' reports.
     """
     found: dict[str, list[float]] = {STATED: [], CALLED: [], ABNORMAL: []}
     for text, reference in zip(texts, references, strict=True):
-        given = _findings(text, is_candidate=True)
-        if reference is None:
-            found[STATED].append(float(bool(given)))
-            found[CALLED].append(float(bool(given)))
-            continue
-        due = _findings(reference)
+        given, due = _findings(text, is_candidate=True), _findings(reference)
         found[ABNORMAL].append(float(bool(due)))
         if due:
             found[STATED].append(len(due & given) / len(due))

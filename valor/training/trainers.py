@@ -10,7 +10,7 @@
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,9 +150,15 @@ class EpochRepeatSampler(RepeatSampler):
 
 
 class ReportGRPOTrainer(_Exact, GRPOTrainer):
-    """GRPO that resumes exactly, computes a shared prompt once, and logs what its guards watch."""
+    """GRPO that resumes exactly, computes a shared prompt once, and logs what its guards watch.
 
-    def __init__(self, *args: Any, **kwargs: Any):
+    Args:
+        references: the reports of all training studies by study_id, for what the guards watch and nothing else: rewards
+            see a row's own fields alone.
+    """
+
+    def __init__(self, *args: Any, references: Mapping[str, str], **kwargs: Any):
+        self._references = references
         super().__init__(*args, **kwargs)
         self._shares = can_share(self.accelerator.unwrap_model(self.model))
         self._regroups = self._shares and not self._looks_at_micro_batches()
@@ -181,7 +187,8 @@ class ReportGRPOTrainer(_Exact, GRPOTrainer):
         self, inputs: list[dict], prompts: list, completions: list, completion_ids_list: list
     ) -> "torch.Tensor":
         texts = [completion_text(completion) for completion in completions]
-        for key, values in stated_findings(texts, [row.get("reference") for row in inputs]).items():
+        references = [self._references[row["study_id"]] for row in inputs]
+        for key, values in stated_findings(texts, references).items():
             for value in values:
                 # TRL averages over all that is logged until its next log line, of all processes.
                 self._log_metric(key, value)

@@ -59,6 +59,12 @@ def run_stage(
     _stop_after_failure(task)
     try:
         context = Context.from_environment(pipeline_run=os.environ.get("VALOR_PIPELINE_RUN") or run, task=task)
+    except ValorError as error:
+        # The runner takes a task's exit code from its event.
+        progress.set_task(task)
+        progress.emit("fail", exit_code=error.exit_code, error=str(error))
+        _fail(error.exit_code, str(error))
+    try:
         result = stages.run(
             stage,
             settings_json=settings,

@@ -44,6 +44,18 @@ def test_a_stamp_lists_files_within_its_directory(tmp_path, files):
         artifacts.read_stamp(tmp_path)
 
 
+def test_nothing_is_stamped_that_holds_no_file(tmp_path):
+    with pytest.raises(ValueError, match="holds no file"):
+        artifacts.stamp(tmp_path, kind="report", stage="evaluate")
+
+
+@pytest.mark.parametrize("weights", [None, [], "x"])
+def test_a_checkpoints_info_names_its_weights(tmp_path, weights):
+    artifacts.write_json(tmp_path / artifacts.CHECKPOINT_INFO, {"stage": "sft", "weights": weights})
+    with pytest.raises(IntegrityError, match=r"valor\.json: weights is .*, expected sha256 by file"):
+        artifacts.load_checkpoint_info(tmp_path, verify=False)
+
+
 @pytest.mark.parametrize("kind", ["report", "dataset"])
 @pytest.mark.parametrize("digest", ["0" * 64, ""])
 def test_a_digest_is_that_of_the_content(tmp_path, kind, digest):

@@ -1,5 +1,6 @@
 """Storage, the same contract on a local path and on a gs:// bucket of an emulator on loopback."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -297,3 +298,25 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.EACCES, UserError), (errno.EROFS, UserError), (errno.EIO, ServiceError), (errno.ENOSPC, ResourceError)],
+)
+def test_what_the_system_says_against_writing_names_the_place(tmp_path, monkeypatch, number, kind):
+    (tmp_path / "a").write_text("a")
+
+    def refused(*args, **kwargs):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(storage.shutil, "copyfile", refused)
+    with pytest.raises(kind, match=rf"{tmp_path}/there/b: .*; "):
+        storage.put_file(tmp_path / "a", tmp_path / "there" / "b")
+
+
+def test_a_store_that_cannot_be_made_is_the_users_to_change(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b").write_text("b")
+    with pytest.raises(UserError, match=r"^/proc/valor/store/b: cannot be written .*choose another place"):
+        storage.keep(tmp_path / "a", "/proc/valor/store")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from valor import artifacts, stages
 from valor.context import Context
-from valor.errors import Interrupted, UserError, ValorError
+from valor.errors import Interrupted, UserError, ValorError, shown
 from valor.startup import spare_the_collector
 
 
@@ -61,14 +61,16 @@ def _settings(text: str) -> str:
     if not text.startswith("@"):
         return text
     path = Path(text[1:])
-    if not path.is_file():
-        raise UserError(f"--settings {text}: {'no file' if path.exists() else 'no such file'}; expected one of JSON")
     try:
+        if not path.is_file():
+            raise UserError(
+                f"--settings {text}: {'no file' if path.exists() else 'no such file'}; expected one of JSON"
+            )
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(f"--settings {text}: not UTF-8 text ({error.reason}); expected JSON") from None
     except OSError as error:
-        raise UserError(f"--settings {text}: cannot be read ({error.strerror}); expected JSON") from None
+        raise UserError(f"--settings {shown(text)}: cannot be read ({error.strerror}); expected JSON") from None
 
 
 def _pairs(texts: list[str]) -> list[tuple[str, str]]:

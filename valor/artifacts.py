@@ -15,7 +15,7 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from valor.errors import IntegrityError, ResourceError, UserError, ValorError
+from valor.errors import IntegrityError, ResourceError, UserError, ValorError, shown
 
 STAMP = "artifact.json"
 CHECKPOINT_INFO = "valor.json"
@@ -157,8 +157,13 @@ def stamp(path: Path, *, kind: str, stage: str, digest: str = "", **fields: Any)
     `digest` is the content digest where the kind defines its own (a dataset's row digest); else `digest_dir`. `files`
     lists names, sizes and sha256: a file that is gone or cut is seen without reading everything (`has_its_files`), and
     who reads the artifact verifies it (`verify_files`).
+
+    Raises:
+        ValueError: there is no file to stamp.
     """
     digests = {p: digest_file(path / p) for p in _files(path)}
+    if not digests:
+        raise ValueError(f"{path}: holds no file, so there is nothing to stamp")
     files = {p.as_posix(): {"size": (path / p).stat().st_size, "sha256": found} for p, found in digests.items()}
     value = {"kind": kind, "stage": stage, "digest": digest or _digest_of(digests), "files": files, **fields}
     write_json(path / STAMP, value)
@@ -268,6 +273,11 @@ def load_checkpoint_info(path: Path, *, verify: bool = True) -> dict[str, Any]:
         IntegrityError: a weight file is missing, added or altered.
     """
     info = read_json(path / CHECKPOINT_INFO)
+    if not isinstance(info.get("weights"), dict):
+        raise IntegrityError(
+            f"{path / CHECKPOINT_INFO}: weights is {shown(repr(info.get('weights')))}, expected sha256 by file; fetch "
+            "or train the checkpoint again"
+        )
     if verify:
         found, expected = weight_digests(path), info["weights"]
         for name in sorted(found.keys() | expected.keys()):

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from valor.errors import UserError
+from valor.errors import UserError, shown
 
 TARGET = "VALOR_TARGET"
 """Environment variable that a compiled pipeline sets: `kfp` or `vertex`; absent on one machine."""
@@ -37,7 +37,7 @@ class Context:
         """Build a context from VALOR_HOME, VALOR_WORK_ROOT, VALOR_MODELS_ROOT and VALOR_RESTRICTED_URI.
 
         Raises:
-            UserError: a place is gs:// without a bucket, or below a file.
+            UserError: a place is neither a directory nor gs:// with a bucket, or is below a file.
         """
         return cls(
             pipeline_run=pipeline_run or os.environ.get("VALOR_PIPELINE_RUN", ""),
@@ -49,17 +49,23 @@ class Context:
 
 
 def _place(variable: str, default: Path) -> str:
-    """Return where a variable points, a directory or gs://."""
+    """Return where a variable points: gs://, or a local path."""
     value = os.environ.get(variable) or str(default)
+    name = variable if os.environ.get(variable) else "VALOR_HOME"
     if value.startswith("gs:"):
         if not re.match(r"gs://[^/]", value):
-            raise UserError(f"{variable} is {value!r}, which names no bucket; set it to gs://BUCKET/PREFIX")
+            raise UserError(f"{name} is {value!r}, which names no bucket; set it to gs://BUCKET/PREFIX")
         return value
-    path = Path(value.removeprefix("file://")).absolute()
-    if taken := next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None):
-        raise UserError(
-            f"{variable if variable in os.environ else 'VALOR_HOME'}: {taken} is a file; set it to a directory"
-        )
+    value = value.removeprefix("file://")
+    if "://" in value:
+        raise UserError(f"{name} is {value!r}; set it to a directory or gs://BUCKET/PREFIX")
+    path = Path(value).absolute()
+    try:
+        taken = next((part for part in (path, *path.parents) if part.exists() and not part.is_dir()), None)
+    except OSError as error:
+        raise UserError(f"{name}: {shown(str(path))}: {error.strerror}; set it to a directory of yours") from None
+    if taken:
+        raise UserError(f"{name}: {taken} is a file; set it to a directory")
     return value
 
 

@@ -4,6 +4,7 @@ A directory is put whole or not at all: its files go first and a manifest (`_man
 file) last, so a directory without a manifest is work that somebody did not finish. Reading one back verifies it.
 """
 
+import contextlib
 import errno
 import json
 import logging
@@ -19,6 +20,11 @@ from valor.artifacts import MANIFEST
 from valor.errors import IntegrityError, ServiceError, UserError
 
 log = logging.getLogger(__name__)
+
+_NOT_OURS = (
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL,
+)  # fmt: skip
+"""What the system says of a place that can be no directory, or not this user's."""
 
 
 def is_remote(uri: str | Path) -> bool:
@@ -139,7 +145,7 @@ def put_file(local: str | Path, uri: str | Path) -> None:
         return
     target = _local(uri)
     partial = target.with_name(f"{target.name}.{os.getpid()}.partial")
-    with artifacts.full_disk_is_a_resource_error(target):
+    with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
             shutil.copyfile(local, partial)
@@ -240,6 +246,25 @@ def delete_tree(uri: str | Path) -> None:
         raise UserError(f"{uri}: will not delete a whole bucket; name a directory in it")
     for name in sorted(list_files(uri), key=lambda name: name != MANIFEST):
         _delete(join(uri, name))
+
+
+@contextlib.contextmanager
+def writing(place: str | Path) -> Iterator[None]:
+    """Turn what the system says against writing at a local place into an error that names it.
+
+    Raises:
+        UserError: the place cannot be made, or not by this user.
+        ResourceError: the disk is full.
+        ServiceError: any other reason, as a mount has them.
+    """
+    try:
+        with artifacts.full_disk_is_a_resource_error(Path(place)):
+            yield
+    except OSError as error:
+        words = f"{place}: cannot be written ({error.strerror})"
+        if error.errno in _NOT_OURS:
+            raise UserError(f"{words}; choose another place, or mend the access") from error
+        raise ServiceError(f"{words}; mend the mount, then run again") from error
 
 
 def _local(uri: str | Path) -> Path:

@@ -45,13 +45,22 @@ class Probe(_Part):
     auc: dict[str, float]
 
 
+class Finding(_Part):
+    """A finding's accuracies at the expert's gate, each in [0, 1]; None where the held-out reports have no case."""
+
+    auc: float | None
+    side_swap: float | None
+    negation: float | None
+    deletion: float | None
+
+
 class Expert(_Part):
     """What the expert's gate found."""
 
     masked: list[str]
     masked_sides: list[str]
-    overall: dict[str, Any]
-    findings: dict[str, Any]
+    overall: dict[str, float | None]
+    findings: dict[str, Finding]
 
 
 class Models(_Part):
@@ -104,8 +113,12 @@ class Facts(_Part):
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """Write a seed's facts, once they are such."""
-    Facts.model_validate_json(json.dumps(values))
+    """Write a seed's facts.
+
+    Raises:
+        IntegrityError: what the jobs left is no such facts.
+    """
+    _checked(values, f"{path}: not written: ", "delete the job that left it below VALOR_HOME/experiments/jobs")
     artifacts.write_json(path, values)
 
 
@@ -119,11 +132,16 @@ def read(path: Path, *, seed: int) -> Facts:
     values = artifacts.read_json(path)
     if values.get("seed", seed) != seed:
         raise IntegrityError(f"{path}: holds the facts of seed {shown(repr(values['seed']))}; {again}")
+    return _checked(values, f"{path}: ", again)
+
+
+def _checked(values: dict[str, Any], place: str, advice: str) -> Facts:
     try:
+        # As JSON, which has no tuples.
         return Facts.model_validate_json(json.dumps(values))
     except pydantic.ValidationError as error:
         problem = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in problem["loc"])
         words = problem["msg"].removeprefix("Value error, ")
         value = f"{where} is {shown(repr(problem['input']))}: {words}" if where else words
-        raise IntegrityError(f"{path}: {value}; {again}") from None
+        raise IntegrityError(f"{place}{value}; {advice}") from None

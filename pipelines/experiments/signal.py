@@ -157,7 +157,7 @@ def _trainer(
 
     with tempfile.TemporaryDirectory() as scratch:
         policy, _ = open_policy(
-            settings, dataset=dataset, parent=checkpoint, output_dir=Path(scratch), projector_only=True
+            "grpo_vision", settings, dataset=dataset, parent=checkpoint, output_dir=Path(scratch), projector_only=True
         )
         trainer = grpo_vision.trainer(
             policy,

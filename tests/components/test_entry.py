@@ -75,6 +75,18 @@ def test_an_error_becomes_its_exit_code_and_one_line(metrics, capfd):
     assert "image_px" in last
 
 
+def test_a_wrong_place_is_told_to_the_runner_too(tmp_path, metrics, monkeypatch, capfd):
+    """It takes a task's exit code from its event."""
+    monkeypatch.setenv("VALOR_RUN_DIR", str(tmp_path))
+    monkeypatch.setenv("VALOR_WORK_ROOT", "gs://")
+    with pytest.raises(SystemExit) as ended:
+        run_stage("ingest", task="ingest-0", run="7", settings="{}", metrics=metrics)
+    assert ended.value.code == 2
+    assert capfd.readouterr().err.strip().startswith("valor: error: VALOR_WORK_ROOT is 'gs://'")
+    (event,) = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert (event["task"], event["event"], event["exit_code"]) == ("ingest-0", "fail", 2)
+
+
 def test_after_a_failure_the_other_tasks_of_a_local_run_end_at_once(tmp_path, metrics, monkeypatch):
     monkeypatch.setenv("VALOR_RUN_DIR", str(tmp_path))
 

@@ -3,6 +3,7 @@ import io
 import shutil
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -79,7 +80,37 @@ def test_studies_come_back_whole_sorted_and_of_one_split(tmp_path):
     assert read_studies(dataset, split="val") == []
 
 
-@pytest.mark.parametrize("damage", ["lost", "doubled", "uncounted", "garbage", "flipped", "no column"])
+def replace(shard, **columns):
+    table = pq.read_table(shard)
+    for name, values in columns.items():
+        place = table.column_names.index(name)
+        table = table.set_column(place, name, values)
+    pq.write_table(table, shard)
+
+
+def test_memory_that_is_too_small_is_no_damage(tmp_path, monkeypatch):
+    path = write(tmp_path / "d", [[study(1)]])
+
+    def full(*args, **kwargs):
+        raise pa.lib.ArrowMemoryError("malloc of size 1 failed")
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", full)
+    with pytest.raises(MemoryError):
+        read_studies(path, split="train")
+
+
+def test_a_shard_that_another_library_wrote_is_read(tmp_path):
+    """It names a list's items in its own way, and keeps no schema of Arrow's beside Parquet's."""
+    path = write(tmp_path / "d", [[study(1)]])
+    shard = path / "shard-00000.parquet"
+    table = pq.read_table(shard).replace_schema_metadata(None)
+    pq.write_table(table, shard, store_schema=False, use_compliant_nested_type=True)
+    assert read_studies(path, split="train") == [study(1)]
+
+
+@pytest.mark.parametrize(
+    "damage", ["lost", "doubled", "uncounted", "garbage", "flipped", "no column", "numbers", "no text"]
+)
 def test_a_dataset_that_is_not_what_it_says_is_refused(tmp_path, damage):
     """Else a model would be trained on a part of the data, and nobody would know."""
     path = write(tmp_path / "d", [[study(1), study(2)], [study(3)]])
@@ -100,9 +131,15 @@ def test_a_dataset_that_is_not_what_it_says_is_refused(tmp_path, damage):
             content = bytearray(shard.read_bytes())
             content[4:400] = bytes(396)
             shard.write_bytes(content)
+        elif damage == "no text":
+            replace(shard, findings=pa.array([b"\xe9\xe9"], pa.binary()).view(pa.string()))
+            words += "cannot be read"
+        elif damage == "numbers":
+            replace(shard, findings=pa.array([7]))
+            words += "column findings is int64, expected string"
         else:
             pq.write_table(pq.read_table(shard).drop_columns(["study_id"]), shard)
-            words += "has no column study_id"
+            words += "column study_id is missing, expected string"
     with pytest.raises(IntegrityError, match=rf"{words}.*; ingest the data again") as caught:
         read_studies(path, split="train")
     assert "\n" not in str(caught.value)

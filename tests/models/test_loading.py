@@ -28,11 +28,8 @@ def checkpoint(llava, tmp_path):
         ("processor_config.json", "[]", "processor"),
         ("chat_template.jinja", "{% for %}", "chat template"),
         ("chat_template.jinja", "{{ 1/0 }}", "chat template"),
-        ("chat_template.jinja", None, "chat template"),
-        ("chat_template.jinja", "hello", "chat template and prompt make a question of 0 images"),
         (PROMPT_FILE, '{"prompt": 3}', r"prompt\.json: prompt is 3"),
         (PROMPT_FILE, "{}", r"prompt\.json: prompt is None"),
-        (PROMPT_FILE, '{"prompt": "<image> and again"}', "make a question of 2 images"),
         ("generation_config.json", "[]", "weights"),
     ],
 )
@@ -45,6 +42,46 @@ def test_a_damaged_file_is_told_by_its_part(checkpoint, name, content, part):
     with pytest.raises(IntegrityError, match=rf"^{checkpoint}.*{part}") as caught:
         load_policy(checkpoint)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("chat_template.jinja", None, "has no chat template; save one"),
+        ("chat_template.jinja", "hello", "make a question on 0 images, expected 1: set a models.prompt"),
+        (PROMPT_FILE, '{"prompt": "<image> and again"}', "make a question on 2 images"),
+    ],
+)
+def test_a_question_that_is_not_on_one_image_is_the_users_to_change(checkpoint, name, content, words):
+    if content is None:
+        (checkpoint / name).unlink()
+    else:
+        (checkpoint / name).write_text(content)
+    with pytest.raises(UserError, match=words):
+        load_policy(checkpoint)
+
+
+def test_a_missing_package_is_no_damage(checkpoint, monkeypatch):
+    import transformers
+
+    def wants(*args, **kwargs):
+        raise ImportError("requires the Torchvision library", name="torchvision")
+
+    monkeypatch.setattr(transformers.AutoProcessor, "from_pretrained", wants)
+    with pytest.raises(UserError, match=r"its processor needs a package that is not installed \(torchvision\)"):
+        load_policy(checkpoint)
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("CUDA error: out of memory")])
+def test_what_the_system_or_the_device_says_is_no_damage(checkpoint, monkeypatch, error):
+    import transformers
+
+    def fails(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(transformers.AutoModelForImageTextToText, "from_pretrained", fails)
+    with pytest.raises(type(error)):
+        load_policy(checkpoint)
 
 
 def test_weights_of_another_shape_are_refused(checkpoint):

@@ -1,6 +1,7 @@
 import json
 import sys
 from importlib import metadata
+from pathlib import Path
 
 import pytest
 import torch
@@ -73,6 +74,15 @@ def test_a_base_from_outside_that_brings_a_prompt_gets_the_recipes(outside, tmp_
     paths, _ = _fetch(ModelSettings(**outside, prompt="Say."), tmp_path)
     paths, _ = _fetch(ModelSettings(**outside | {"base": str(paths["base"])}, prompt="Describe."), tmp_path, name="two")
     assert prompt_of(paths["base"]) == "Describe."
+
+
+def test_a_prompt_or_template_that_asks_about_no_one_image_is_refused_before_anything_is_trained(outside, tmp_path):
+    for base in ("phantom", outside["base"]):
+        with pytest.raises(UserError, match=r"models\.(prompt holds|base .*set a models\.prompt without) '<image>'"):
+            _fetch(ModelSettings(**outside | {"base": base}, prompt="<image> Describe."), tmp_path)
+    (Path(outside["base"]) / "chat_template.jinja").unlink()
+    with pytest.raises(UserError, match=r"^models\.base '.*base': has no chat template"):
+        _fetch(ModelSettings(**outside), tmp_path)
 
 
 def test_a_language_model_as_expert_is_refused_in_one_line(outside, tmp_path):

@@ -171,12 +171,12 @@ def test_a_parent_with_a_weight_that_is_no_number_is_refused(tmp_path):
     from valor.training.course import open_policy
 
     chosen = {"dataset": world().dataset, "output_dir": tmp_path, "projector_only": False}
-    assert open_policy(settings(), parent=world().base, **chosen)
+    assert open_policy("sft", settings(), parent=world().base, **chosen)
     model, processor = load_policy(world().base)
     next(model.model.vision_tower.parameters()).data[:] = float("inf")
     save_policy(model, processor, tmp_path / "broken", stage="sft", parents={}, prompt=PROMPT)
     with pytest.raises(IntegrityError, match=r"/broken: model\.vision_tower\..* holds a NaN or an infinity"):
-        open_policy(settings(), parent=tmp_path / "broken", **chosen)
+        open_policy("sft", settings(), parent=tmp_path / "broken", **chosen)
 
 
 def test_a_report_that_holds_the_image_token_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
@@ -187,10 +187,45 @@ def test_a_report_that_holds_the_image_token_is_refused_before_anything_is_train
         return [dataclasses.replace(first, findings="Private <image> words."), *others]
 
     chosen = {"parent": world().base, "dataset": world().dataset, "output_dir": tmp_path, "projector_only": True}
-    assert course.open_policy(settings(), **chosen)
+    assert course.open_policy("sft", settings(), **chosen)
     monkeypatch.setattr(course, "training_studies", odd)
     with pytest.raises(DataError, match="its report holds '<image>'"):
-        course.open_policy(settings(), **chosen)
+        course.open_policy("sft", settings(), **chosen)
+
+
+def test_what_goes_beyond_the_models_context_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    from valor.models import loading
+    from valor.training import course
+
+    load = loading.load_policy
+
+    def built_for(positions, **rotary):
+        def loaded(path):
+            model, processor = load(path)
+            text = model.config.get_text_config()
+            text.max_position_embeddings, text.rope_parameters = positions, {**text.rope_parameters, **rotary}
+            return model, processor
+
+        return loaded
+
+    chosen = {"parent": world().base, "dataset": world().dataset, "output_dir": tmp_path, "projector_only": True}
+    few = settings().model_copy(update={"max_new_tokens": 30})
+    model, processor = load(world().base)
+    text = processor.apply_chat_template(loading.messages(PROMPT), add_generation_prompt=True)
+    question = model.config.image_seq_length - 1 + len(processor.tokenizer(text)["input_ids"])
+    for stage, positions, error, words in (
+        ("sft", question, UserError, rf"^sft: prompt and image take {question} tokens, .* has {question}; take a base"),
+        ("sft", question + 5, DataError, r"^study s\d+: its report has \d+ tokens, .* leaves 5 beside"),
+        ("grpo_text", question + 29, UserError, r"^grpo_text\.max_new_tokens is 30, .* leaves 29 beside"),
+    ):
+        monkeypatch.setattr(course, "load_policy", built_for(positions))
+        with pytest.raises(error, match=words):
+            course.open_policy(stage, few, **chosen)
+        # Rotary positions that are stretched reach further.
+        monkeypatch.setattr(course, "load_policy", built_for(positions, factor=4.0))
+        assert course.open_policy(stage, few, **chosen)
+    monkeypatch.setattr(course, "load_policy", built_for(question + 30))
+    assert course.open_policy("grpo_text", few, **chosen)
 
 
 @pytest.mark.parametrize("key", ["loss", "grad_norm"])

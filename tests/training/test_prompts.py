@@ -197,7 +197,12 @@ def test_where_weights_are_shared_out_every_process_computes_the_same_passes(tmp
     settings = GrpoTextSettings(strategy=strategy, processes=2)
     with caplog.at_level(logging.INFO):
         chosen, speedups = open_policy(
-            settings, dataset=world().dataset, parent=world().parent, output_dir=tmp_path, projector_only=False
+            "grpo_text",
+            settings,
+            dataset=world().dataset,
+            parent=world().parent,
+            output_dir=tmp_path,
+            projector_only=False,
         )
     alone = strategy == "ddp"
     assert ("generate" in vars(chosen.model)) == alone

@@ -66,25 +66,22 @@ def test_a_study_whose_image_cannot_be_decoded_is_named(processor, studies, dama
 
 def test_a_report_that_holds_the_image_token_is_named_and_not_shown(processor, studies):
     odd = dataclasses.replace(studies[1], findings=f"Private {processor.image_token} words.")
-    fits = functools.partial(rows.require_reports_fit, processor=processor, question=20, context=None)
     with pytest.raises(DataError, match=rf"^study {odd.study_id}: its report holds '<image>'") as caught:
-        fits([studies[0], odd])
+        rows.require_no_image_token([studies[0], odd], processor)
     assert "Private" not in str(caught.value)
-    fits([studies[0], dataclasses.replace(odd, findings="Private image, < 3 cm.")])
+    rows.require_no_image_token([studies[0], dataclasses.replace(odd, findings="Private image, < 3 cm.")], processor)
 
 
 def test_a_report_beyond_the_models_context_is_named_and_not_shown(processor, studies):
     """It would read as memory that is too small, or train on positions that the model does not know."""
     long = dataclasses.replace(studies[1], findings="Private words. " * 2000)
     tokens = len(processor.tokenizer(long.text)["input_ids"])
-    fits = functools.partial(rows.require_reports_fit, [studies[0], long], processor, question=20)
-    with pytest.raises(
-        DataError, match=rf"^study {long.study_id}: its report has {tokens} tokens.* leaves {tokens - 1} "
-    ) as caught:
-        fits(context=20 + tokens - 1)
+    fits = functools.partial(rows.require_reports_fit, [studies[0], long], processor)
+    with pytest.raises(DataError, match=rf"^study {long.study_id}: its report has {tokens} tokens") as caught:
+        fits(room=tokens - 1)
+    assert f"leaves {tokens - 1} beside" in str(caught.value)
     assert "Private" not in str(caught.value)
-    fits(context=20 + tokens)
-    fits(context=None)
+    fits(room=tokens)
 
 
 def test_a_large_set_goes_to_a_file_with_the_same_pixels(processor, studies):

@@ -196,17 +196,33 @@ def iter_studies(paths: Iterable[Path], *, split: str = "", batch_size: int = 64
     for path in paths:
         try:
             with pq.ParquetFile(path) as file:
-                if missing := sorted(set(SCHEMA.names) - set(file.schema_arrow.names)):
-                    raise IntegrityError(f"{path}: has no column {missing[0]}; ingest the data again")
+                _require_columns(path, file.schema_arrow)
                 for batch in file.iter_batches(batch_size=batch_size, columns=SCHEMA.names):
                     yield from (study_of(row) for row in batch.to_pylist() if not split or row["split"] == split)
-        except (pa.ArrowException, OSError) as error:
+        except (MemoryError, pa.lib.ArrowCancelled):
+            raise
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
             # Damage within a column is an OSError without a number; what the system says has one.
             if getattr(error, "errno", None) is not None:
                 raise
             raise IntegrityError(
                 f"{path}: cannot be read as Parquet ({type(error).__name__}); ingest the data again"
             ) from None
+
+
+def _require_columns(path: Path, schema: pa.Schema) -> None:
+    """Raise IntegrityError where a shard's columns are not those of `SCHEMA`; others may be there."""
+    for column in SCHEMA:
+        found = schema.field(column.name).type if column.name in schema.names else None
+        if found is None or not _as_stored(found).equals(_as_stored(column.type)):
+            raise IntegrityError(
+                f"{path}: column {column.name} is {found or 'missing'}, expected {column.type}; ingest the data again"
+            )
+
+
+def _as_stored(kind: pa.DataType) -> pa.DataType:
+    """Return a type as Parquet gives it back to whoever wrote it: the name of a list's items is the writer's."""
+    return pa.list_(kind.value_type) if pa.types.is_list(kind) else kind
 
 
 def read_studies(dataset: Path, *, split: str) -> list[Study]:

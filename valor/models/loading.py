@@ -34,10 +34,10 @@ def load_policy(path: Path, *, verify: bool = True) -> tuple[Any, Any]:
 
     Raises:
         IntegrityError: the weights are not those that `valor.json` names, or a file beside them is damaged.
-        UserError: the directory holds no image-text-to-text model.
+        UserError: the directory holds no image-text-to-text model, or as for `load_processor`.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoConfig, AutoModelForImageTextToText
 
     artifacts.load_checkpoint_info(path, verify=verify)
     with damage_is_an_integrity_error(path, "configuration"):
@@ -62,35 +62,58 @@ def load_policy(path: Path, *, verify: bool = True) -> tuple[Any, Any]:
     missing = sorted(info["missing_keys"])
     if missing:
         raise IntegrityError(f"{path}: {len(missing)} tensors are missing, the first is {missing[0]}; fetch it again")
+    return model.eval(), load_processor(path)
+
+
+def load_processor(path: Path) -> Any:
+    """Load a checkpoint's processor, padding on the left, and see that its prompt asks about one image.
+
+    Raises:
+        UserError: a package that it needs is not installed, it has no chat template, or prompt and template ask about
+            no image or several.
+        IntegrityError: a file is damaged.
+    """
+    from transformers import AutoProcessor
+
     with damage_is_an_integrity_error(path, "processor"):
         processor = AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=False)
         processor.tokenizer.padding_side = "left"
+    if not processor.chat_template:
+        raise UserError(f"{path}: has no chat template; save one beside the base (processor.chat_template)")
     with damage_is_an_integrity_error(path, "chat template"):
         text = processor.apply_chat_template(messages(prompt_of(path)), add_generation_prompt=True)
     if (images := text.count(processor.image_token)) != 1:
-        raise IntegrityError(
-            f"{path}: chat template and prompt make a question of {images} images, expected 1; fetch or train the "
-            "checkpoint again, without an image token in its prompt"
+        raise UserError(
+            f"{path}: prompt and chat template make a question on {images} images, expected 1: set a models.prompt "
+            f"without {processor.image_token!r}, and a template that has it once"
         )
-    return model.eval(), processor
+    return processor
 
 
 @contextlib.contextmanager
 def damage_is_an_integrity_error(path: Path, part: str) -> Iterator[None]:
-    """Name the checkpoint and its part where transformers fails on a file: it raises whatever the damage leads to."""
+    """Name the checkpoint and its part where transformers fails on a file: it raises whatever the damage leads to.
+
+    What it says stays out of the message: it may quote a tokenizer, which has learned from reports.
+    """
     try:
         yield
     except (ValorError, MemoryError):
         raise
+    except ImportError as error:
+        name = f" ({error.name})" if error.name else ""
+        raise UserError(
+            f"{path}: its {part} needs a package that is not installed{name}; the traceback names it"
+        ) from error
     except Exception as error:
-        # Of torch's own errors only the one that tells of other shapes is the file's: a full device is not.
-        if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
-            raise
-        if isinstance(error, OSError) and error.errno is not None:
+        # Of torch's own errors only the one that tells of other shapes is the file's: a full device is not. What the
+        # system says of a file has a number, which safetensors writes into its text.
+        of_torch = isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error)
+        of_system = getattr(error, "errno", None) is not None or "(os error " in str(error)
+        if of_torch or of_system:
             raise
         raise IntegrityError(
-            f"{path}: its {part} cannot be loaded ({type(error).__name__}: {shown(str(error))}); fetch or train the "
-            "checkpoint again"
+            f"{path}: its {part} cannot be loaded ({type(error).__name__}); fetch or train the checkpoint again"
         ) from error
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from valor.models import tokens
 from valor.recipe import PhantomBase, PhantomExpert
+from valor.recipe.sections import heads_of
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 _MAX_TOKENS = 77
@@ -40,8 +41,8 @@ def build_llava(settings: PhantomBase, texts: Sequence[str], *, seed: int) -> tu
             hidden_size=settings.text_width,
             intermediate_size=settings.text_width * 3,
             num_hidden_layers=settings.text_layers,
-            num_attention_heads=_heads(settings.text_width),
-            num_key_value_heads=_heads(settings.text_width),
+            num_attention_heads=heads_of(settings.text_width),
+            num_key_value_heads=heads_of(settings.text_width),
             max_position_embeddings=1024,
             tie_word_embeddings=True,
             **ids,
@@ -80,7 +81,7 @@ def build_clip(settings: PhantomExpert, texts: Sequence[str], *, seed: int) -> t
         hidden_size=settings.text_width,
         intermediate_size=settings.text_width * 4,
         num_hidden_layers=settings.text_layers,
-        num_attention_heads=_heads(settings.text_width),
+        num_attention_heads=heads_of(settings.text_width),
         max_position_embeddings=_MAX_TOKENS,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -114,12 +115,8 @@ def _vision(settings: PhantomBase | PhantomExpert) -> dict[str, Any]:
         "hidden_size": settings.vision_width,
         "intermediate_size": settings.vision_width * 4,
         "num_hidden_layers": settings.vision_layers,
-        "num_attention_heads": _heads(settings.vision_width),
+        "num_attention_heads": heads_of(settings.vision_width),
         "image_size": settings.image_px,
         "patch_size": settings.patch_px,
         "projection_dim": settings.vision_width,
     }
-
-
-def _heads(width: int) -> int:
-    return max(1, width // 32)

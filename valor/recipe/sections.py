@@ -32,17 +32,22 @@ def _some_weight(rewards: tuple["TextReward", ...]) -> tuple["TextReward", ...]:
     return rewards
 
 
+def heads_of(width: int) -> int:
+    """Return how many attention heads the phantom's models have at a width: of about 32 each."""
+    return max(1, width // 32)
+
+
 def _whole_heads(width: int) -> int:
-    heads = max(1, width // 32)
-    if width % heads:
-        raise ValueError(f"a width of {width} does not divide into heads of about 32; take a multiple of 32")
+    # Even, for rotary positions turn pairs.
+    if width % (2 * heads_of(width)):
+        raise ValueError(f"a width of {width} makes no whole heads of an even width; take a multiple of 32")
     return width
 
 
-Width = Annotated[int, pydantic.Field(ge=8, multiple_of=2, strict=True), pydantic.AfterValidator(_whole_heads)]
+Width = Annotated[int, pydantic.Field(ge=8, strict=True), pydantic.AfterValidator(_whole_heads)]
 Vocabulary = Annotated[int, pydantic.Field(ge=300, strict=True)]
 """Tokens: all bytes, the special ones, and some to spare."""
-Text = Annotated[str, pydantic.Field(min_length=1)]
+Text = Annotated[str, pydantic.StringConstraints(strip_whitespace=True, min_length=1)]
 Share = Annotated[tuple[Fraction, Fraction], pydantic.AfterValidator(_rising)]
 SplitFractions = Annotated[tuple[Fraction, Fraction, Fraction], pydantic.AfterValidator(_sum_to_one)]
 
@@ -101,7 +106,7 @@ class DataSettings(Section):
     layout: Literal["mimic_cxr", "openi"] = "mimic_cxr"
     annotations_root: str = ""
     phantom: PhantomStudies = PhantomStudies()
-    image_px: int = pydantic.Field(192, ge=32)
+    image_px: int = pydantic.Field(192, ge=32, strict=True)
     shards: Positive = 2
     max_views: Positive = 1
     """Images kept per study, frontal views first."""
@@ -145,7 +150,7 @@ class PhantomExpert(_PhantomModel):
     text_width: Width = 128
     text_layers: Positive = 3
     vocab: Vocabulary = 1024
-    steps: int = pydantic.Field(480, ge=2)
+    steps: int = pydantic.Field(480, ge=2, strict=True)
     """Half for the vision tower, half for the pairs."""
     held_out_subjects: Positive = 300
 
@@ -200,7 +205,7 @@ class TrainStage(Section):
 class Lora(Section):
     """Low-rank adapters on the language model's projections, merged into the weights at the end of the stage."""
 
-    r: int = pydantic.Field(16, ge=1, le=1024)
+    r: int = pydantic.Field(16, ge=1, le=1024, strict=True)
     """Rank; at most 1024: beyond the width of the model an adapter is larger than what it adapts."""
     alpha: Positive = 32
     """Adapters count alpha / r times."""
@@ -327,8 +332,8 @@ class GateSettings(Section):
 class RegistrySettings(Section):
     """The registered model's name and the experiment that runs go to."""
 
-    model_name: str = pydantic.Field("valor", pattern=r"^[\w .-]{1,200}$")
-    experiment: str = pydantic.Field("valor", min_length=1, max_length=200)
+    model_name: str = pydantic.Field("valor", pattern=r"^\w[\w .-]{0,199}$")
+    experiment: Text = "valor"
     publish_text: bool = False
 
 

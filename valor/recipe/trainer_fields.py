@@ -30,6 +30,8 @@ def _kinds(hint: Any) -> str:
     members = typing.get_args(hint) if typing.get_origin(hint) in (types.UnionType, typing.Union) else (hint,)
     bases = [typing.get_origin(member) or member for member in members]
     kinds = [_KINDS[base] for base in bases if base in _KINDS]
+    if not kinds:
+        raise TypeError(f"{hint}: none of {', '.join(_KINDS.values())}; add its kind here")
     return " | ".join(kind for kind in kinds if not (kind == "str" and "dict" in kinds))
 
 

@@ -62,12 +62,17 @@ _REFUSED = {
     ),
     **dict.fromkeys(("completion_only_loss", "assistant_only_loss"), "VALOR teaches the report alone"),
     **dict.fromkeys(("packing", "eval_packing", "padding_free"), "TRL packs no rows that hold images"),
+    "optim_args": "it is read once the models are loaded; learning_rate, weight_decay and adam_* say the same",
+    "optim_target_modules": "it belongs to optimizers whose packages VALOR does not install",
+    "debug": "it would write statistics of every tensor to the log; a loss or weight that is no number stops a stage",
     **dict.fromkeys(
-        ("optim_args", "optim_target_modules"), "it belongs to optimizers whose packages VALOR does not install"
+        ("ref_model_mixup_alpha", "ref_model_sync_steps", "liger_kernel_config", "packing_strategy", "truncation_mode"),
+        "it belongs to what no stage does",
     ),
-    "debug": "it watches TPUs and overflows of float16, neither of which VALOR trains with",
 }
 """Trainer fields that would undo what VALOR promises of every stage, and how."""
+_IN_FORCE = {"completion_only_loss": (True, None)}
+"""Values of refused fields that ask for nothing new; of the others these are null and false."""
 _MOST = 2**31 - 1
 """Above any number that a training could mean, and below those that torch cannot hold."""
 _TINY = 5e-324
@@ -76,7 +81,8 @@ _BELOW_1 = math.nextafter(1, 0)
 _AT_LEAST_1 = (
     "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps",
     "num_generations", "num_generations_eval", "num_iterations", "steps_per_generation", "generation_batch_size",
-    "pad_to_multiple_of",
+    "pad_to_multiple_of", "torch_empty_cache_steps", "dataloader_prefetch_factor", "vllm_tensor_parallel_size",
+    "vllm_max_model_length",
 )  # fmt: skip
 _AT_LEAST_0 = (
     "dataloader_num_workers", "top_k", "warmup_steps", "weight_decay", "adam_epsilon", "max_grad_norm",
@@ -95,6 +101,7 @@ _NUMBERS: dict[str, tuple[float, float]] = {
     "top_p": (_TINY, 1),
     "min_p": (0, 1),
     "top_entropy_quantile": (0, 1),
+    "vllm_gpu_memory_utilization": (_TINY, 1),
 }
 """Trainer fields whose value a recipe most often gets wrong, and their bounds, both included; the libraries fail on
 them late and without their name, or not at all. Steps of warm-up, saves and log lines may be fractions of the training.
@@ -109,7 +116,7 @@ _SCHEDULES: dict[str, tuple[str, ...]] = {
     "cosine_with_min_lr": ("min_lr", "min_lr_rate", "num_cycles"),
 }
 """Schedules of the learning rate, each with what `lr_scheduler_kwargs` may hold."""
-_LEVELS = ("debug", "info", "warning", "error", "critical", "passive")
+_LEVELS = ("debug", "info", "warning", "error", "critical", "passive", "detail")
 _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
@@ -125,6 +132,7 @@ _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "lr_scheduler_type": tuple(_SCHEDULES),
     "log_level": _LEVELS,
     "log_level_replica": _LEVELS,
+    "vllm_importance_sampling_mode": ("token_truncate", "token_mask", "sequence_truncate", "sequence_mask"),
 }
 """What TRL and transformers know of a field, which they look at once data and models are made, or not at all."""
 _SFT_CHOICES = {
@@ -166,7 +174,7 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
     fields = json.loads(PATH.read_text(encoding="utf-8"))[class_name]
     for field, value in trainer.items():
         place = f"{source}: {section}.trainer.{field}"
-        if reason := _whose(field):
+        if reason := _whose(field, value):
             raise UserError(f"{place}: {reason}; remove it")
         if field not in fields:
             close = difflib.get_close_matches(field, fields, n=1)
@@ -179,12 +187,15 @@ def check_trainer_fields(section: str, trainer: dict[str, Any], source: str) -> 
     _check_schedule(f"{source}: {section}.trainer", {**_DEFAULTS[section], **trainer})
 
 
-def _whose(field: str) -> str:
-    """Return why a field is not the recipe's to set; "" where it is."""
+def _whose(field: str, value: Any) -> str:
+    """Return why a field is not the recipe's to set; "" where it is, or where its value asks for nothing new."""
     if field in _OWNED_BY_VALOR:
         return f"set by VALOR from {_OWNED_BY_VALOR[field]}"
-    published = (reason for beginnings, reason in _PUBLISHING.items() if field.startswith(beginnings))
-    return next(published, "") or _REFUSED.get(field, "")
+    for beginnings, reason in _PUBLISHING.items():
+        if field.startswith(beginnings):
+            return reason
+    is_in_force = any(value is same for same in _IN_FORCE.get(field, (False, None)))
+    return "" if is_in_force else _REFUSED.get(field, "")
 
 
 def _expected(class_name: str, field: str, kinds: list[str], value: Any) -> str:
@@ -194,7 +205,8 @@ def _expected(class_name: str, field: str, kinds: list[str], value: Any) -> str:
         hint = " (in quotes: YAML reads no as false)" if value is False and "no" in choices else ""
         # 1 equals True, and a list could be no key.
         known = isinstance(value, str | bool) and value in choices
-        return "" if known else f"one of {', '.join(str(choice) for choice in choices)}{hint}"
+        more = " (others need packages that VALOR does not install)" if field == "optim" else ""
+        return "" if known else f"one of {', '.join(str(choice) for choice in choices)}{hint or more}"
     if isinstance(value, float) and not math.isfinite(value):
         return "a finite number"
     if not any(_KINDS[kind][1](value) for kind in kinds):
@@ -212,9 +224,10 @@ def _check_schedule(place: str, trainer: dict[str, Any]) -> None:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise UserError(f"{place}.lr_scheduler_kwargs: {shown(repr(name))}: {schedule} {takes}; remove it")
-        if not _KINDS["float"][1](value) or not 0 < value <= _MOST:
+        least = 0 if name.startswith("min_lr") else _TINY
+        if value is not None and (not _KINDS["float"][1](value) or not least <= value <= _MOST):
             raise UserError(f"{place}.lr_scheduler_kwargs.{name}: is {shown(repr(value))}, expected a number above 0")
-    if schedule == "cosine_with_min_lr" and ("min_lr" in given) == ("min_lr_rate" in given):
+    if schedule == "cosine_with_min_lr" and (given.get("min_lr") is None) == (given.get("min_lr_rate") is None):
         raise UserError(f"{place}.lr_scheduler_kwargs: {schedule} needs either min_lr or min_lr_rate; set one of them")
 
 

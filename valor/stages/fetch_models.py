@@ -14,8 +14,9 @@ from valor.context import Context
 from valor.errors import UserError
 from valor.models import expert_gate
 from valor.models.expert import GATE_FILE, require_dual_encoder
-from valor.models.loading import write_prompt
+from valor.models.loading import load_processor, write_prompt
 from valor.models.resolve import resolve
+from valor.models.tokens import IMAGE
 from valor.models.train import settings_of, train_phantoms
 from valor.recipe import ModelSettings, PhantomStudies
 from valor.stages import StageResult
@@ -42,10 +43,15 @@ def fetch_models(
         context: `work_root` keeps phantom models between runs.
 
     Raises:
-        UserError: no such model, a hub id without a commit hash, or an expert or judge that is no dual encoder.
+        UserError: no such model, a hub id without a commit hash, an expert or judge that is no dual encoder, or a base
+            whose prompt and chat template ask about no image or several.
         IntegrityError: weights do not match their recorded sha256.
         ServiceError: the hub or the store cannot be reached.
     """
+    if settings.base == "phantom" and IMAGE in settings.prompt:
+        raise UserError(
+            f"models.prompt holds {IMAGE!r}, which stands for the image; leave it out, the template adds it"
+        )
     paths = {"base": base, "expert": expert, "judge": judge}
     # Before training: a wrong place for one model should not cost the other's minutes.
     for kind in ("judge", "expert", "base"):
@@ -110,6 +116,10 @@ def _outside(kind: str, settings: ModelSettings, path: Path) -> None:
             parents = {"source": artifacts.digest_file(partial / artifacts.CHECKPOINT_INFO)}
         if kind == "base":
             write_prompt(partial, settings.prompt)
+            try:
+                load_processor(partial)
+            except UserError as error:
+                raise UserError(str(error).replace(str(partial), f"models.base {source!r}")) from None
         artifacts.write_checkpoint_info(partial, stage="fetch_models", parents=parents, origin=origin)
     progress.report(1, 1, unit=f"{kind} fetched")
 

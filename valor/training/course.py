@@ -29,7 +29,7 @@ from valor.training.memo import TowerMemo
 from valor.training.parts import choose_trained, count_trained
 from valor.training.processes import name_layers_to_shard
 from valor.training.prompts import SharedPrompts
-from valor.training.rows import require_reports_fit, training_studies
+from valor.training.rows import require_no_image_token, require_reports_fit, training_studies
 from valor.training.work import Work, open_work
 
 log = logging.getLogger(__name__)
@@ -116,7 +116,7 @@ def train(
         start = time.monotonic()
         parent = next(iter(parents.values()))
         policy, speedups = open_policy(
-            settings, dataset=dataset, parent=parent, output_dir=work.scratch, projector_only=projector_only
+            stage, settings, dataset=dataset, parent=parent, output_dir=work.scratch, projector_only=projector_only
         )
         total = sum(parameter.numel() for parameter in policy.model.parameters())
         trainer = _build(build, policy)
@@ -158,12 +158,13 @@ def train(
 
 
 def open_policy(
-    settings: TrainStage, *, dataset: Path, parent: Path, output_dir: Path, projector_only: bool
+    stage: str, settings: TrainStage, *, dataset: Path, parent: Path, output_dir: Path, projector_only: bool
 ) -> tuple[Policy, list[Any]]:
     """Load a checkpoint as a stage trains it: its parts frozen, its studies chosen, its speedups attached.
 
     Args:
-        settings: the stage's section.
+        stage: the stage's name.
+        settings: its section.
         dataset: the dataset artifact.
         parent: the checkpoint to start from.
         output_dir: where the trainer may write.
@@ -188,23 +189,42 @@ def open_policy(
         # from all the processes: they would wait for each other for ever.
         log.info("strategy %s: generation computes a prompt once per completion", settings.strategy)
     studies = training_studies(dataset, studies=settings.studies, seed=settings.seed, share=settings.share)
+    require_no_image_token(studies, processor)
     policy = Policy(model, processor, prompt_of(parent), studies, output_dir)
-    _require_context(policy, max_new_tokens=settings.max_new_tokens)
+    _require_context(stage, policy, max_new_tokens=settings.max_new_tokens)
     return policy, [part for part in speedups if part]
 
 
-def _require_context(policy: Policy, *, max_new_tokens: int) -> None:
-    """Refuse a report, of the data or of the policy, that goes beyond the positions that the model was built for."""
-    context = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
+def _require_context(stage: str, policy: Policy, *, max_new_tokens: int) -> None:
+    """Refuse what goes beyond the positions that the model was built for: a report to learn from, or one to write."""
     text = policy.processor.apply_chat_template(messages(policy.prompt), add_generation_prompt=True)
     image = model_pixels(policy.studies[0], policy.processor)
     question = policy.processor(images=[image], text=[text], return_tensors="pt")["input_ids"].shape[1]
-    if context is not None and question + max_new_tokens > context:
+    context = _context_of(policy.model.config.get_text_config())
+    if context is not None and question >= context:
         raise UserError(
-            f"max_new_tokens is {max_new_tokens}, and the model's context of {context} tokens leaves "
-            f"{max(0, context - question)} beside prompt and image; lower max_new_tokens"
+            f"{stage}: prompt and image take {question} tokens, and the model's context has {context}; take a base "
+            "with a longer context or smaller images"
         )
-    require_reports_fit(policy.studies, policy.processor, question=question, context=context)
+    if context is None:
+        return
+    if stage == "sft":
+        require_reports_fit(policy.studies, policy.processor, room=context - question)
+    elif question + max_new_tokens > context:
+        raise UserError(
+            f"{stage}.max_new_tokens is {max_new_tokens}, and the model's context of {context} tokens leaves "
+            f"{context - question} beside prompt and image; lower it"
+        )
+
+
+def _context_of(config: Any) -> int | None:
+    """Return the tokens that a language model was built for, None where its configuration does not tell.
+
+    Rotary positions that are stretched reach as many times further.
+    """
+    positions = getattr(config, "max_position_embeddings", None)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    return None if positions is None else int(positions * (rotary.get("factor") or 1))
 
 
 def _require_finite_parent(model: Any, parent: Path) -> None:

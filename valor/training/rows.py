@@ -17,6 +17,7 @@ from valor.errors import DataError, UserError
 from valor.models.loading import messages, model_pixels
 
 MEMORY_LIMIT_BYTES = 1 << 30
+_SPECIAL = 8
 
 
 def training_studies(dataset: Path, *, studies: int, seed: int, share: tuple[float, float] = (0.0, 1.0)) -> list[Study]:
@@ -45,33 +46,27 @@ def training_studies(dataset: Path, *, studies: int, seed: int, share: tuple[flo
     return [every[i] for i in sorted(chosen)]
 
 
-def require_reports_fit(studies: Sequence[Study], processor: Any, *, question: int, context: int | None) -> None:
-    """Refuse reports that the model cannot be taught.
-
-    Args:
-        studies: the training studies.
-        processor: the policy's processor.
-        question: the tokens of prompt and image.
-        context: the tokens that the model was built for; None where its configuration does not tell.
-
-    Raises:
-        DataError: a report holds the processor's image token, which looks for an image to each, or is longer than what
-            the model's context leaves to it.
-    """
+def require_no_image_token(studies: Sequence[Study], processor: Any) -> None:
+    """Raise DataError where a report holds the processor's image token: it would look for an image to each."""
     for study in studies:
         if processor.image_token in study.text:
             raise DataError(
                 f"study {study.study_id}: its report holds {processor.image_token!r}, which stands for an image "
                 "here; take it out of the report and ingest the data again"
             )
-        # A token has at least one byte, so that next to no report needs to be counted.
-        if context is None or question + len(study.text.encode()) <= context:
+
+
+def require_reports_fit(studies: Sequence[Study], processor: Any, *, room: int) -> None:
+    """Raise DataError where a report has more than `room` tokens, what is left of a model's context."""
+    for study in studies:
+        # A token has at least one byte, but for a few special ones: next to no report needs to be counted.
+        if len(study.text.encode()) + _SPECIAL <= room:
             continue
         tokens = len(processor.tokenizer(study.text)["input_ids"])
-        if question + tokens > context:
+        if tokens > room:
             raise DataError(
-                f"study {study.study_id}: its report has {tokens} tokens, and the model's context of {context} leaves "
-                f"{max(0, context - question)} beside prompt and image; shorten the report and ingest the data again"
+                f"study {study.study_id}: its report has {tokens} tokens, and the model's context leaves {room} beside "
+                "prompt and image; shorten the report and ingest the data again"
             )
 
 

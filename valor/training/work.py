@@ -157,7 +157,10 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
             scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="valor-work-")))
         else:
             scratch = Path(place)
-            _make(scratch)
+            with storage.writing(scratch):
+                scratch.mkdir(parents=True, exist_ok=True)
+                # The guard of the lease lies beside it.
+                Path(f"{place}.lock").touch()
         work = Work(place, scratch, stack.enter_context(_held(files, name=place)))
         repeat_verdict(place, pipeline_run, holds=True)
         try:
@@ -171,16 +174,6 @@ def open_work(work_root: str, *, identity: dict[str, Any], pipeline_run: str) ->
         except FOR_GOOD as error:
             _leave_marker(files, error, pipeline_run)
             raise
-
-
-def _make(scratch: Path) -> None:
-    try:
-        with artifacts.full_disk_is_a_resource_error(scratch):
-            scratch.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{scratch}: cannot be made ({error.strerror}); set VALOR_WORK_ROOT to a directory that can be written"
-        ) from error
 
 
 def place_of(work_root: str, identity: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiments import facts, results, run
-from pipelines.experiments.arms import ARMS, Seed, curves
+from pipelines.experiments.arms import ARMS, EXPERTS, Seed, curves
 from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
 from valor import artifacts
@@ -62,11 +62,18 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
                 "expert_subjects": models.settings["phantom_expert"]["subjects"],
                 "train_subjects": seed.schedule.train,
             }
-            gate = artifacts.read_json(models.output("expert").path(root) / "expert_gate.json")
-            told["expert"] = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
+            told["expert"] = _gate(models, root)
+        others = {level: seed.models(expert=level) for level in EXPERTS if level != "strong"}
+        told["other_experts"] = {level: _gate(job, root) for level, job in others.items() if job.is_done(root)}
         told["jobs"] = _records([*reports.values(), *drawn.values(), *measured], root)
         told["tables"] = digests(folder, number)
         facts.write(folder / f"facts-{number}.json", told)
+
+
+def _gate(models: Job, root: Path) -> dict[str, Any]:
+    """Return what the gate of a job's expert found."""
+    gate = artifacts.read_json(models.output("expert").path(root) / "expert_gate.json")
+    return {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
 
 
 def facts_paths(folder: Path) -> dict[int, Path]:

@@ -10,24 +10,30 @@ import numpy as np
 
 from pipelines.experiments import analysis, figures, ledger, outcomes
 from pipelines.experiments.arms import ARMS
-from pipelines.experiments.facts import Facts
+from pipelines.experiments.facts import Expert, Facts
 from pipelines.experiments.headline import headline
 from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
 from pipelines.experiments.wording import bounded, change, heading, percent, verdicts
 from valor.evaluation.measures import slug
 
 PAGE = "README.md"
-_GROUPS: Sequence[tuple[str, str, Sequence[str]]] = (
-    ("What do the stages add to where they start?", "start", ("valor", "sft", "text")),
-    ("Is it the image?", "other_image", ("valor", "other_image", "text")),
-    ("Which similarity?", "similarity", ("valor", "paper", "text")),
-    ("Which advantages?", "advantages", ("valor", "exact_ranks", "group")),
-    ("Is stage 1 needed?", "stage_1", ("valor", "vision_only", "text")),
-    ("How good must the expert be?", "expert", ("valor", "truth", "medium_expert", "weak_expert")),
-    ("Would the expert do without reinforcement?", "no_rl", ("valor", "best_of_8", "pseudo_labels")),
-    ("Which text rewards?", "text_rewards", ("text", "clinical_only", "lexical_only")),
+_GROUPS: Sequence[tuple[str, str, Sequence[str], Sequence[str]]] = (
+    ("What do the stages add to where they start?", "start", ("valor",), ("sft", "text")),
+    ("Is it the image?", "other_image", ("valor", "text"), ("other_image",)),
+    ("Which similarity?", "similarity", ("valor", "text"), ("paper",)),
+    ("Which advantages?", "advantages", ("valor", "text"), ("exact_ranks", "group")),
+    ("Is stage 1 needed?", "stage_1", ("valor", "text", "sft"), ("vision_only",)),
+    ("How good must the expert be?", "expert", ("valor", "text"), ("truth", "medium_expert", "weak_expert")),
+    ("Would the expert do without reinforcement?", "no_rl", ("valor", "sft"), ("best_of_8", "pseudo_labels")),
+    ("Which text rewards?", "text_rewards", ("text", "sft"), ("clinical_only", "lexical_only")),
 )
-"""Heading, file name and arms of each ablation."""
+"""Heading, file name, the arms that it stands on, the first of which all are compared with, and the ablation's own."""
+_PANELS = (
+    ("truth_f1_micro", "F1 against truth, % (right is better)"),
+    ("truth_hallucination", "stated findings that are not there, % (left is better)"),
+)
+_GATE = {"auc": False, "side_swap": True, "negation": False, "deletion": False}
+"""The accuracies of an expert's gate, and whether a masked side leaves a finding out of one."""
 _COMPARED = ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
 """The metrics of an ablation's table."""
 
@@ -53,6 +59,7 @@ def write(folder: Path) -> Path:
         _per_seed(found),
         _per_finding(found),
         _headroom(found),
+        _expert(found.facts),
         _signal(found.facts),
         _costs(found.facts),
     ]
@@ -145,32 +152,43 @@ def _at_same_inventions(found: Outcomes) -> str:
     )
 
 
-def _group(title: str, file: str, arms: Sequence[str], *, found: Outcomes, folder: Path) -> str:
-    reference, *others = arms
-    others = [name for name in others if found.shared(reference, name)]
-    if not others:
+def _group(title: str, file: str, ground: Sequence[str], own: Sequence[str], *, found: Outcomes, folder: Path) -> str:
+    reference, *others = ground
+    own = [name for name in own if found.shared(reference, name)]
+    if not own:
+        # An older page may have had it.
+        (folder / f"{file}.svg").unlink(missing_ok=True)
         return ""
+    others = [*(name for name in others if found.shared(reference, name)), *own]
     lines = [
-        f"| {ARMS[reference].title} minus | seeds | F1 | hallucinated | omitted | pairs told apart |",
+        f"| minus {ARMS[reference].title} | seeds | F1 | hallucinated | omitted | pairs told apart |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    rows = {name: {key: found.compare(key, reference, name) for key in _COMPARED} for name in others}
+    rows = {name: {key: found.compare(key, name, reference) for key in _COMPARED} for name in others}
     for name, row in rows.items():
         cells = " | ".join(change(difference, found.measures[key]) for key, difference in row.items())
         lines.append(f"| {ARMS[name].title} | {len(row['truth_f1_micro'].seeds)} | {cells} |")
-    caption = f"{title} F1 of {ARMS[reference].title}, minus that of"
-    drawn = {name: row["truth_f1_micro"] for name, row in rows.items()}
-    figures.forest(
-        folder / f"{file}.svg",
-        [
-            (f"{ARMS[name].title} ({len(f1.seeds)} seed{'s' * (len(f1.seeds) > 1)})", f1, True)
-            for name, f1 in drawn.items()
-        ],
-        title=caption,
-        axis=f"points; right of zero {ARMS[reference].title} is better",
-    )
+    panels = [
+        figures.Panel(
+            axis,
+            more_is_better=found.measures[key].higher_is_better is not False,
+            values={
+                _labelled(name, found): found.values(key, name, seeds=found.shared(reference, name))
+                for name in (reference, *others)
+            },
+            differences={_labelled(name, found): row[key] for name, row in rows.items()},
+        )
+        for key, axis in _PANELS
+    ]
+    caption = f"{title} Changes from {ARMS[reference].title}"
+    figures.side_by_side(folder / f"{file}.svg", panels, title=caption)
     questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in (reference, *others)]
     return f"## {title}\n\n![{caption}]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
+
+
+def _labelled(name: str, found: Outcomes) -> str:
+    seeds = len(found.tables[name])
+    return f"{ARMS[name].title} ({seeds} seed{'s' * (seeds > 1)})"
 
 
 def _per_seed(found: Outcomes) -> str:
@@ -224,6 +242,49 @@ def _headroom(found: Outcomes) -> str:
         + "\n".join(lines)
         + "\n"
     )
+
+
+def _expert(facts: Sequence[Facts]) -> str:
+    """Return how each seed's expert passed its gate: of what is rewarded, the worst finding by each accuracy."""
+    lines = []
+    for one in facts:
+        if one.expert is None:
+            continue
+        kept = {name: row for name, row in one.expert.findings.items() if name not in one.expert.masked}
+        cells = []
+        for key, masked in _GATE.items():
+            rated = {name: value for name, row in kept.items() if (value := getattr(row, key)) is not None}
+            if masked:
+                rated = {name: value for name, value in rated.items() if name not in one.expert.masked_sides}
+            worst = min(rated, key=rated.__getitem__, default="")
+            cells.append(f"{100 * rated[worst]:.0f} ({worst})" if worst else "-")
+        undenied = ", ".join(name for name, row in kept.items() if row.negation is None) or "none"
+        unsided = ", ".join(name for name in one.expert.masked_sides if name in kept) or "none"
+        lines.append(f"| {one.seed} | {len(kept)} | {' | '.join(cells)} | {undenied} | {unsided} |")
+    if not lines:
+        return ""
+    levels = [
+        f"| {one.seed} | {level} | {_overall(expert, 'macro_auc')} | {_overall(expert, 'deletion')} | "
+        f"{len(expert.findings) - len(expert.masked)} |"
+        for one in facts
+        if one.expert and one.other_experts
+        for level, expert in {"strong": one.expert, **one.other_experts}.items()
+    ]
+    head = "| seed | expert | AUC, macro | deleted, all findings | findings that pass |\n|---:|---|---:|---:|---:|\n"
+    return (
+        "## The expert's gate\n\nOn subjects that it did not learn from, in %: of the findings that rewards ask about, "
+        "the one with the least of each accuracy (at least 85 is asked), and what no held-out report had a case of.\n\n"
+        "| seed | findings | AUC | side swapped | negated | deleted | never denied | side not rewarded |\n"
+        "|---:|---:|---|---|---|---|---|---|\n"
+        + "\n".join(lines)
+        + "\n"
+        + ("\n" + head + "\n".join(levels) + "\n" if levels else "")
+    )
+
+
+def _overall(expert: Expert, key: str) -> str:
+    value = expert.overall.get(key)
+    return "-" if value is None else percent(value)
 
 
 def _signal(facts: Sequence[Facts]) -> str:

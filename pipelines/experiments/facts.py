@@ -87,7 +87,10 @@ class Signal(_Part):
 
 
 class Facts(_Part):
-    """One seed: by arm its cost or the verdict that stopped it, the jobs, the tables' sha256, and what was measured."""
+    """One seed: by arm its cost or the verdict that stopped it, the jobs, the tables' sha256, and what was measured.
+
+    `expert` is the one that all arms have but those that ask how good it must be, which have `other_experts`.
+    """
 
     seed: int
     scored_by: str
@@ -97,6 +100,7 @@ class Facts(_Part):
     tables: dict[str, str]
     models: Models | None = None
     expert: Expert | None = None
+    other_experts: dict[str, Expert] = {}
     probe: Probe | None = None
     signal: Annotated[dict[str, Signal], pydantic.Field(min_length=1)] | None = None
 

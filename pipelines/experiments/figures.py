@@ -1,5 +1,6 @@
 """The document's figures as SVG files that read on a light and on a dark page: forests, and operating curves."""
 
+import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,55 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
         axes.set(xlabel=axis)
 
 
+@dataclasses.dataclass(frozen=True)
+class Panel:
+    """One metric of several arms, side by side with others'.
+
+    Attributes:
+        axis: its label: metric, unit and which side is better.
+        more_is_better: whether a larger value is a better one.
+        values: by arm, a value per seed in [0, 1]; the first arm is the one that the others are compared with.
+        differences: by arm, what the first arm's value changes to; the first arm has none.
+    """
+
+    axis: str
+    more_is_better: bool
+    values: Mapping[str, Sequence[float]]
+    differences: Mapping[str, Difference]
+
+
+def side_by_side(path: Path, panels: Sequence[Panel], *, title: str) -> None:
+    """Write a row per arm and a panel per metric: the mean over seeds, a dot per seed, and the change in words.
+
+    A change whose interval leaves zero out is green or red, by whether it is for the better.
+    """
+    names = list(panels[0].values)
+    with axes_of(path, title, height=1.0 + 0.42 * len(names), columns=len(panels)) as axes:
+        for one, panel in zip(axes, panels, strict=True):
+            for y, name in enumerate(names):
+                mean = 100 * sum(panel.values[name]) / len(panel.values[name])
+                change = panel.differences.get(name)
+                colour, words = _INK, f"{mean:.1f}"
+                if change is not None:
+                    better = (change.value > 0) == panel.more_is_better
+                    colour = (_GOOD if better else _BAD) if change.is_sure else _OPEN
+                    words = f"{100 * change.value:+z.1f}"
+                    if math.isfinite(change.low):
+                        words += f" [{100 * change.low:+z.1f}, {100 * change.high:+z.1f}]"
+                one.plot(mean, y, "D" if change is None else "o", color=colour)
+                seeds = [100 * value for value in panel.values[name]]
+                one.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
+                one.text(1.02, y, words, transform=one.get_yaxis_transform(), verticalalignment="center", color=colour)
+            reference = panel.values[names[0]]
+            one.axvline(100 * sum(reference) / len(reference), color=_INK, linewidth=0.8, linestyle=":")
+            one.set_yticks(range(len(names)), names)
+            one.set_ylim(len(names) - 0.5, -0.5)
+            one.grid(visible=False, axis="y")
+            one.spines["left"].set_visible(False)
+            one.tick_params(axis="y", length=0)
+            one.set(xlabel=panel.axis)
+
+
 def operating_curve(
     path: Path, curves: Mapping[str, Sequence[tuple[float, float]]], points: Mapping[str, tuple[float, float]]
 ) -> None:
@@ -84,14 +134,17 @@ def operating_curve(
 
 
 @contextmanager
-def axes_of(path: Path, title: str, *, height: float) -> Iterator[Any]:
-    """Yield the axes of a new figure, `height` inches high, and write it to `path` at the end."""
+def axes_of(path: Path, title: str, *, height: float, columns: int = 1) -> Iterator[Any]:
+    """Yield the axes of a new figure, `height` inches high, and write it to `path` at the end.
+
+    With several columns it is an array of axes that share their rows.
+    """
     from matplotlib import rc_context
     from matplotlib.figure import Figure
 
     with rc_context(_STYLE):
-        figure = Figure(figsize=(7.5, height), layout="constrained")
+        figure = Figure(figsize=(7.5 if columns == 1 else 9.5, height), layout="constrained")
         figure.suptitle(title, x=0.01, horizontalalignment="left")
-        yield figure.add_subplot()
+        yield figure.subplots(1, columns, sharey=True)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, transparent=True, metadata={"Date": None, "Creator": None})

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ElementTree
+from types import SimpleNamespace
 
 import numpy as np
 import orphans
@@ -26,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
-from pipelines.experiments import analysis, arms, collect, command, document, ledger, results, run
+from pipelines.experiments import analysis, arms, collect, command, document, headline, ledger, results, run
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
 from pipelines.experiments.curve import BIASES, leanings
@@ -213,7 +214,12 @@ def collected(tmp_path, monkeypatch):
         row = {"signal_to_noise": 0.0012, "cosine": None, "bounds": bounds}
         facts |= {"signal": {"truth": row, "paper": row}}
         facts |= {"probe": {"f1_macro": 0.9, "f1_micro": 0.9, "auc_macro": 0.9, "auc": {}}, "stopped": {}}
-        facts |= {"expert": {"masked": ["Fracture"], "masked_sides": [], "overall": {}, "findings": {}}}
+        rated = {"auc": 0.91, "side_swap": None, "negation": 0.88, "deletion": 0.95}
+        found = {"Edema": rated, "Fracture": {**rated, "auc": 0.5}}
+        overall = {"macro_auc": 0.7, "deletion": 0.95}
+        expert = {"masked": ["Fracture"], "masked_sides": [], "overall": overall, "findings": found}
+        weak = {**expert, "masked": ["Edema", "Fracture"], "overall": {"macro_auc": 0.6, "deletion": None}}
+        facts |= {"expert": expert, "other_experts": {"weak": weak}}
         (tmp_path / f"facts-{seed}.json").write_text(json.dumps(facts))
         opened = {"seed": seed, "date": "2026-01-02", "code": "abc", "plan": "p", "commit": "c"}
         with (tmp_path / "opened.jsonl").open("a") as file:
@@ -245,15 +251,17 @@ def test_the_page_shows_what_the_tables_say(collected, two_seeds_are_all):
     assert "| SFT continued for the same time: at least 0.95 of it | 1.00 | yes |" in page
     assert "F1 above the operating curve of SFT continued" in page
     assert "seeds 1, 5 |" in page
-    assert "| Stages 1 and 2 minus | seeds |" in page
-    assert re.search(r"\| Another image \| 2 \| \+\d", page)
+    assert "| minus Stages 1 and 2 | seeds |" in page
+    assert re.search(r"\| Another image \| 2 \| -\d", page)
     assert "Arms that stopped" not in page
     assert "| Stages 1 and 2 | 2 |" in page
     assert "Is it the image?" in page
     assert "Which text rewards?" not in page  # none of its arms has run
     assert re.search(r"\| 1 \| 90\.0 \| \d+\.\d \| [+-]\d+\.\d \| \d+\.\d \| Fracture \|", page)
+    assert "| 1 | 1 | 91 (Edema) | - | 88 (Edema) | 95 (Edema) | none | none |" in page
+    assert "| 1 | strong | 70.0 | 95.0 | 1 |\n| 1 | weak | 60.0 | - | 0 |" in page
     pictures = re.findall(r"!\[([^]]*)\]\((\S+)\)", page)
-    assert len(pictures) >= 3
+    assert [figure for _, figure in pictures] == ["headline.svg", "curve.svg", "start.svg", "other_image.svg"]
     for words, figure in pictures:
         assert words, "a picture says what it shows to who cannot see it"
         assert ElementTree.parse(collected / figure).getroot().tag.endswith("svg")
@@ -292,6 +300,65 @@ def test_what_was_asked_and_not_reached_is_told(collected, two_seeds_are_all):
     asked = dict(re.findall(r"^\| ([^|]+) \| [^|]+ \| (yes|\*\*no\*\*) \|$", page, re.M))
     assert len(asked) == 16
     assert [name for name, met in asked.items() if met == "yes"] == []
+
+
+def test_every_ablation_has_its_figure(collected, two_seeds_are_all):
+    """And an arm that belongs to none would be run for a row of a table."""
+    for seed in (1, 5):
+        cost = {"took": ["vision"], "processor_seconds": 61, "resumed": False}
+        for place, name in enumerate(ARMS):
+            results.save(collected / f"{name}-{seed}.npz", table(0.5 + 0.02 * place, seed=seed))
+        change_facts(collected, seed, lambda facts, cost=cost: facts.update(arms=dict.fromkeys(ARMS, cost)))
+    seal(collected)
+    (collected / "similarity.svg").write_text("of an older page")
+    page = document.write(collected).read_text()
+    for title, file, ground, own in document._GROUPS:
+        drawn = (collected / f"{file}.svg").read_text()
+        assert f"## {title}" in page
+        assert all(f"{ARMS[name].title} (2 seeds)" in drawn for name in (*ground, *own))
+        assert drawn.count("is better)") == 2
+    grouped = {name for _, _, ground, own in document._GROUPS for name in (*ground, *own)}
+    assert grouped | {"continued"} == set(ARMS)
+    for seed in (1, 5):
+        (collected / f"paper-{seed}.npz").unlink()
+        change_facts(collected, seed, lambda facts: facts["arms"].pop("paper"))
+    seal(collected)
+    assert "Which similarity?" not in document.write(collected).read_text()
+    assert not (collected / "similarity.svg").exists(), "a figure of arms that are gone"
+
+
+HELD = {
+    "F1 rises: its interval is above zero": ("truth_f1_micro", "low", 0.0),
+    "F1, aim: 3 points": ("truth_f1_micro", "value", 0.03),
+    "F1, stretch: 15% relative": ("truth_f1_micro", "relative", 0.15),
+    "hallucination falls: its interval is below zero": ("truth_hallucination", "high", 0.0),
+    "hallucination, aim: -15% relative": ("truth_hallucination", "relative", -0.15),
+    "hallucination, stretch: -25% relative": ("truth_hallucination", "relative", -0.25),
+    "omission rises by less than 2 points, by its upper bound": ("truth_omission", "high", 0.02),
+    "more counterfactual pairs are told apart: the interval is above zero": ("flip_rate", "low", 0.0),
+}
+"""What was asked before the seeds were opened: metric, number and bound."""
+
+
+@pytest.mark.parametrize("asked", HELD)
+@pytest.mark.parametrize("beyond", [True, False])
+def test_a_verdict_is_yes_just_beyond_its_bound_and_no_just_within(asked, beyond):
+    key, number, bound = HELD[asked]
+    rises = key in ("truth_f1_micro", "flip_rate")
+    value = bound + 1e-4 * (1 if rises == beyond else -1)
+    changes = {
+        name: analysis.Difference(value=0.0, low=-1.0, high=1.0, within=(-1.0, 1.0), seeds={1: 0.0, 5: 0.0})
+        for name, *_ in HELD.values()
+    }
+    if number != "relative":
+        changes[key] = dataclasses.replace(changes[key], **{number: value})
+    found = SimpleNamespace(
+        shared=lambda *_: [1, 2, 3, 4, 5], relative=lambda name: value if number == "relative" and name == key else 0.0,
+        above_best=lambda *_: None, probed=list, facts=[],
+    )  # fmt: skip
+    told = dict(re.findall(r"^\| ([^|]+) \| [^|]+ \| (yes|\*\*no\*\*) \|$", headline._verdicts(found, changes), re.M))
+    assert HELD.keys() <= told.keys()
+    assert (told[asked] == "yes") == beyond
 
 
 def test_a_method_that_only_slides_along_the_curve_is_not_above_it(collected, two_seeds_are_all):
@@ -424,6 +491,7 @@ def test_a_page_can_be_written_before_all_arms_are_there(collected, left_out):
 def test_there_is_no_verdict_before_all_seeds_are_there(collected):
     assert "2 of 5 seeds have both: no verdict." in document.write(collected).read_text()
     (collected / "valor-5.npz").unlink()
+    change_facts(collected, 5, lambda facts: facts["arms"].pop("valor"))
     seal(collected)
     page = document.write(collected).read_text()
     assert "1 of 5 seeds have both: no verdict." in page

@@ -1,11 +1,13 @@
 """Nothing that learns or scores may know the phantom's grammar, truth or drawing."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
 
 import valor
+from valor import stages
 
 ROOT = Path(valor.__file__).parent
 FORBIDDEN = ("rewards", "metrics", "clinical", "training", "evaluation", "serving")
@@ -26,6 +28,21 @@ def test_no_phantom_in_what_learns_or_scores(package):
     files = sorted((ROOT / package).glob("**/*.py"))
     assert files
     assert not [path.name for path in files if any("data.phantom" in name for name in imports(path))]
+
+
+@pytest.mark.parametrize(
+    "part", ["rewards", "training", *(f"stages/{s}.py" for s in ("sft", "grpo_text", "grpo_vision"))]
+)
+def test_what_trains_reads_no_evidence(part):
+    """Truth and annotations are the evaluation's."""
+    files = sorted((ROOT / part).glob("**/*.py")) or [ROOT / part]
+    read = {
+        name for path in files for name in imports(path) if name.startswith(("valor.evaluation", "valor.data.phantom"))
+    }
+    assert read == set()
+    takes = inspect.signature(stages.function_of(files[0].stem)).parameters if part.endswith(".py") else {}
+    assert "evidence" not in takes
+    assert "evidence" in inspect.signature(stages.function_of("evaluate")).parameters, "where it is read"
 
 
 def test_models_learn_from_what_the_phantom_hands_out_and_from_nothing_else_of_it():

@@ -227,7 +227,7 @@ def valor(work: Work, model: Any, processor: Any, reward: Any, embed: Any) -> tu
     wall, cpu = time.perf_counter(), time.process_time()
     rows = grpo_rows(given, processor, prompt=PROMPT, embed=embed)
     spent = {"rows_wall": time.perf_counter() - wall, "rows_cpu": time.process_time() - cpu}
-    return ReportGRPOTrainer, {"train_dataset": rows, **spent}
+    return ReportGRPOTrainer, {"train_dataset": rows, "references": references(given), **spent}
 
 
 def stock_floor(work: Work, model: Any, processor: Any, reward: Any, embed: Any) -> tuple[Any, dict[str, Any]]:
@@ -243,7 +243,13 @@ def floor(work: Work, model: Any, processor: Any, reward: Any, embed: Any) -> tu
     from valor.training.trainers import ReportGRPOTrainer
 
     SharedPrompts.attach(model)
-    return ReportGRPOTrainer, {"train_dataset": features_given(work, model, processor)}
+    rows = features_given(work, model, processor)
+    return ReportGRPOTrainer, {"train_dataset": rows, "references": references(studies(work))}
+
+
+def references(given: Any) -> dict[str, str]:
+    """Return the studies' reports by id, which the guards compare with."""
+    return {study.study_id: study.text for study in given}
 
 
 def features_given(work: Work, model: Any, processor: Any) -> Any:
@@ -257,8 +263,8 @@ def features_given(work: Work, model: Any, processor: Any) -> Any:
     from valor.training.memo import TowerMemo
 
     run_tower = TowerMemo(model)._run_tower
-    features = []
-    for study in studies(work):
+    features, given = [], studies(work)
+    for study in given:
         pixels = processor.image_processor(images=model_pixels(study, processor), return_tensors="pt")["pixel_values"]
         with torch.autocast(work.device, torch.bfloat16, enabled=work.dtype == "bfloat16"):
             features.append(run_tower(pixels.to(work.device), {}))
@@ -285,6 +291,7 @@ def features_given(work: Work, model: Any, processor: Any) -> Any:
         return {
             "prompt": [messages(PROMPT) for _ in batch["row"]],
             "image": [Image.new("L", (1, 1), color=i) for i in batch["row"]],
+            "study_id": [given[i].study_id for i in batch["row"]],
         }
 
     return Dataset.from_dict({"row": list(range(work.images))}).with_transform(rows)

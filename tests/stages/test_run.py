@@ -61,12 +61,14 @@ def test_swapped_inputs_are_named_before_the_stage_runs(tmp_path, monkeypatch, k
     def sft(settings, *, dataset: Path, base: Path, checkpoint: Path, context: Context):
         ran.append(base)
         checkpoint.mkdir()
+        (checkpoint / "weights").touch()
         return stages.StageResult()
 
     monkeypatch.setattr(stages, "function_of", lambda _stage: sft)
     for name, kind in kinds.items():
         (tmp_path / name).mkdir()
-        artifacts.stamp(tmp_path / name, kind=kind, stage="maker")
+        artifacts.write_json(tmp_path / name / "dataset.json", {"digest": "d"})
+        artifacts.stamp(tmp_path / name, kind=kind, stage="maker", digest="d" if kind == "dataset" else "")
     given = {name: tmp_path / name for name in kinds}
     refused = pytest.raises(UserError, match=words) if words else contextlib.nullcontext()
     with refused:

@@ -100,6 +100,7 @@ def _cheap(stage: str) -> Any:
             for name, path in given.items()
             if isinstance(path, Path) and name not in outputs and name != "dataset"
         }
+        digests = {}
         for name, path in outputs.items():
             content = f"{stage} {context.task} {name} {settings.model_dump_json()} {sorted(parents.items())}"
             if name in ("base", "expert", "judge", "checkpoint"):
@@ -108,6 +109,9 @@ def _cheap(stage: str) -> Any:
                 artifacts.write_checkpoint_info(path, stage=stage, parents=parents, dataset_digest=dataset)
             else:
                 (path / "content.txt").write_text(content)
+            if name == "dataset":
+                digests[name] = artifacts.digest_value(content)
+                artifacts.write_json(path / "dataset.json", {"digest": digests[name]})
         if stage == "evaluate":
             for name in ("summary.md", "summary.json", "evaluation.html"):
                 (outputs["evaluation"] / name).write_text("{}")
@@ -115,7 +119,7 @@ def _cheap(stage: str) -> Any:
             value = {"verdict": given["decision"], "candidate_digest": given["candidate_digest"]}
             artifacts.write_json(outputs["verdict"] / "verdict.json", value)
         values = {"source_digest": "5" * 64} if stage == "preflight" else {}
-        return StageResult(metrics={"seconds": 1.5, f"{stage}/loss": 0.25}, values=values)
+        return StageResult(metrics={"seconds": 1.5, f"{stage}/loss": 0.25}, values=values, digests=digests)
 
     return run
 

@@ -332,6 +332,29 @@ def test_other_guards_stop_a_real_training_too(tmp_path, monkeypatch, limit, tol
     assert f": {told}: " in verdict
 
 
+@pytest.mark.parametrize(
+    ("pays", "limit", "told"),
+    [
+        (lambda text: len(set(text)), {"max_entropy_ratio": 1.5}, "entropy per token"),
+        (len, {"max_cut_rise": 0.5}, "the share of completions cut at max_new_tokens"),
+    ],
+    ids=["noise", "no end"],
+)
+def test_collapses_that_text_rewards_would_not_pay_for_are_stopped_too(tmp_path, monkeypatch, pays, limit, told):
+    def reward(completions, **_):
+        return [float(pays(completion[0]["content"])) for completion in completions]
+
+    monkeypatch.setattr("valor.rewards.text.build", lambda *args, **kwargs: ([reward], [1.0]))
+    limits = {name: None for name in Guards.model_fields if name != "window"} | limit
+    chosen = settings(steps=60, learning_rate=1.5e-3)
+    chosen = chosen.model_copy(
+        update={"guards": Guards(window=5, **limits), "trainer": {**chosen.trainer, "num_generations": 4}}
+    )
+    verdict = ended(chosen, tmp_path, monkeypatch)
+    assert isinstance(verdict, str), "the stage was not stopped"
+    assert f": {told}: " in verdict
+
+
 def test_a_healthy_run_is_not_stopped(tmp_path):
     result = grpo_text(
         settings(steps=12, learning_rate=3e-4), dataset=world().dataset, parent=world().parent,

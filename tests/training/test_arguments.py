@@ -149,6 +149,7 @@ def test_values_that_would_undo_a_stage_are_refused_and_their_neighbours_pass(wr
         (None, {"min_lr": 1e-5}, "'min_lr': constant takes none; remove it"),
         ("cosine", {"power": 2}, "'power': cosine takes num_cycles; remove it"),
         ("cosine", {3: 2}, "3: cosine takes num_cycles"),
+        ("cosine", {"num_cycles": None}, r"\.num_cycles: is None, expected a number above 0"),
         ("cosine", {"num_cycles": "x"}, r"\.num_cycles: is 'x', expected a number above 0"),
         ("inverse_sqrt", {"timescale": 0}, r"\.timescale: is 0, expected a number above 0"),
         ("cosine_with_min_lr", None, "needs either min_lr or min_lr_rate"),
@@ -164,7 +165,7 @@ def test_what_a_schedule_does_not_take_is_refused(schedule, kwargs, words):
 
 @pytest.mark.parametrize(
     ("schedule", "kwargs"),
-    [("cosine_with_min_lr", {"min_lr_rate": 0.1}), ("cosine_with_restarts", {"num_cycles": 2}), ("linear", None),
+    [("cosine_with_min_lr", {"min_lr_rate": 0.1}), ("cosine_with_min_lr", {"min_lr_rate": None, "min_lr": 0}), ("cosine_with_restarts", {"num_cycles": 2}), ("linear", None),
      ("inverse_sqrt", {"timescale": 10}), ("constant_with_warmup", {}), ("cosine", {"num_cycles": 0.4})],
 )  # fmt: skip
 def test_every_schedule_that_a_recipe_may_name_can_be_made(schedule, kwargs):

@@ -224,8 +224,9 @@ def _check_schedule(place: str, trainer: dict[str, Any]) -> None:
         if name not in known:
             takes = f"takes {', '.join(known)}" if known else "takes none"
             raise UserError(f"{place}.lr_scheduler_kwargs: {shown(repr(name))}: {schedule} {takes}; remove it")
-        least = 0 if name.startswith("min_lr") else _TINY
-        if value is not None and (not _KINDS["float"][1](value) or not least <= value <= _MOST):
+        # A least rate may be none at all, which is 0 or null.
+        is_off = name.startswith("min_lr") and value in (0, None)
+        if not is_off and not (_KINDS["float"][1](value) and 0 < value <= _MOST):
             raise UserError(f"{place}.lr_scheduler_kwargs.{name}: is {shown(repr(value))}, expected a number above 0")
     if schedule == "cosine_with_min_lr" and (given.get("min_lr") is None) == (given.get("min_lr_rate") is None):
         raise UserError(f"{place}.lr_scheduler_kwargs: {schedule} needs either min_lr or min_lr_rate; set one of them")

@@ -165,8 +165,11 @@ def test_what_a_schedule_does_not_take_is_refused(schedule, kwargs, words):
 
 @pytest.mark.parametrize(
     ("schedule", "kwargs"),
-    [("cosine_with_min_lr", {"min_lr_rate": 0.1}), ("cosine_with_min_lr", {"min_lr_rate": None, "min_lr": 0}), ("cosine_with_restarts", {"num_cycles": 2}), ("linear", None),
-     ("inverse_sqrt", {"timescale": 10}), ("constant_with_warmup", {}), ("cosine", {"num_cycles": 0.4})],
+    [
+        ("cosine_with_min_lr", {"min_lr_rate": 0.1}), ("cosine_with_min_lr", {"min_lr_rate": None, "min_lr": 0}),
+        ("cosine_with_restarts", {"num_cycles": 2}), ("linear", None), ("inverse_sqrt", {"timescale": 10}),
+        ("constant_with_warmup", {}), ("cosine", {"num_cycles": 0.4}),
+    ],
 )  # fmt: skip
 def test_every_schedule_that_a_recipe_may_name_can_be_made(schedule, kwargs):
     import torch

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.experiments.analysis import Difference
+from pipelines.experiments.wording import bounded
 
 _INK, _FAINT, _GOOD, _BAD, _OPEN = "#6e7781", "#afb8c1", "#2da44e", "#cf222e", "#8c959f"
 _LOOKS = (("#6e7781", "o"), ("#0969da", "s"), ("#bf8700", "^"), ("#8250df", "D"))
@@ -46,10 +47,9 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
     with axes_of(path, title, height=1.0 + 0.42 * len(rows)) as axes:
         for y, (_, found, more_is_better) in enumerate(rows):
             colour = (_GOOD if (found.value > 0) == more_is_better else _BAD) if found.is_sure else _OPEN
-            words = f"{100 * found.value:+z.1f}"
             if math.isfinite(found.low):
                 axes.plot([100 * found.low, 100 * found.high], [y, y], color=colour, linewidth=2.5)
-                words += f" [{100 * found.low:+z.1f}, {100 * found.high:+z.1f}]"
+            words = bounded(found.value, found.low, found.high)
             axes.plot(100 * found.value, y, "o", color=colour)
             seeds = [100 * value for value in found.seeds.values()]
             axes.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
@@ -95,9 +95,7 @@ def side_by_side(path: Path, panels: Sequence[Panel], *, title: str) -> None:
                 if change is not None:
                     better = (change.value > 0) == panel.more_is_better
                     colour = (_GOOD if better else _BAD) if change.is_sure else _OPEN
-                    words = f"{100 * change.value:+z.1f}"
-                    if math.isfinite(change.low):
-                        words += f" [{100 * change.low:+z.1f}, {100 * change.high:+z.1f}]"
+                    words = bounded(change.value, change.low, change.high)
                 one.plot(mean, y, "D" if change is None else "o", color=colour)
                 seeds = [100 * value for value in panel.values[name]]
                 one.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)

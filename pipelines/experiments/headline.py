@@ -10,7 +10,7 @@ from pipelines.experiments.analysis import Difference
 from pipelines.experiments.arms import ARMS
 from pipelines.experiments.facts import Cost
 from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
-from pipelines.experiments.wording import change, heading, percent, verdicts
+from pipelines.experiments.wording import change, heading, percent, points, verdicts
 
 _DRAWN = ("truth_f1_micro", "truth_f1_macro", "truth_hallucination", "truth_omission", "flip_rate")
 
@@ -28,9 +28,9 @@ def headline(found: Outcomes, folder: Path) -> str:
         low, high = difference.within
         rows.append(
             f"| {heading(found.measures[key])} | {percent(theirs)} | {percent(ours)} | "
-            f"{change(difference, found.measures[key])} | [{100 * low:+z.1f}, {100 * high:+z.1f}] | "
+            f"{change(difference, found.measures[key])} | [{points(low)}, {points(high)}] | "
             f"{100 * found.relative(key):+z.0f}% | "
-            f"{' '.join(f'{100 * v:+z.1f}' for v in difference.seeds.values())} |"
+            f"{' '.join(f'{points(v)}' for v in difference.seeds.values())} |"
         )
     title = f"{ARMS[FINAL].title}, minus {against}"
     drawn = [found.measures[key] for key in _DRAWN]
@@ -58,17 +58,17 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
     )
     f1_part, invented_part = (found.relative(key) for key in ("truth_f1_micro", "truth_hallucination"))
     rows = [
-        ("F1 rises: its interval is above zero", f1.low > 0, f"{100 * f1.low:+z.1f} at least"),
-        ("F1, aim: 3 points", f1.value >= 0.03, f"{100 * f1.value:+z.1f}"),
+        ("F1 rises: its interval is above zero", f1.low > 0, f"{points(f1.low)} at least"),
+        ("F1, aim: 3 points", f1.value >= 0.03, f"{points(f1.value)}"),
         ("F1, stretch: 15% relative", f1_part >= 0.15, f"{100 * f1_part:+z.0f}%"),
-        ("hallucination falls: its interval is below zero", invented.high < 0, f"{100 * invented.high:+z.1f} at most"),
+        ("hallucination falls: its interval is below zero", invented.high < 0, f"{points(invented.high)} at most"),
         ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+z.0f}%"),
         ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+z.0f}%"),
-        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{100 * missed.high:+z.1f}"),
+        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{points(missed.high)}"),
         (
             "more counterfactual pairs are told apart: the interval is above zero",
             flips.low > 0,
-            f"{100 * flips.low:+z.1f} at least",
+            f"{points(flips.low)} at least",
         ),
     ]
     for name in RIVALS:
@@ -76,7 +76,7 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
         stands = found.above_best(name, FINAL)
         drawn = len(stands.seeds) if stands else 0
         if stands and drawn >= wanted:
-            rows.append((asked, stands.low > 0, f"{100 * stands.low:+z.1f} at least"))
+            rows.append((asked, stands.low > 0, f"{points(stands.low)} at least"))
             rows.append(_no_slide(found, name))
         else:
             rows.append((asked, False, f"not known: {drawn} of {wanted} seeds have the curve"))
@@ -89,7 +89,7 @@ def _no_slide(found: Outcomes, curve: str) -> tuple[str, bool, str]:
     """Return the row that tells whether the final model misses less than a curve does at no more inventions."""
     asked = f"at no more inventions {ARMS[curve].title}'s curve misses more: the interval is below zero"
     _, _, high = analysis.student(list(found.missed_above(curve, FINAL).values()))
-    return asked, high < 0, f"{100 * high:+z.1f} at most"
+    return asked, high < 0, f"{points(high)} at most"
 
 
 def _headroom(leads: Sequence[float], wanted: int) -> tuple[str, bool, str]:
@@ -98,7 +98,7 @@ def _headroom(leads: Sequence[float], wanted: int) -> tuple[str, bool, str]:
     if len(leads) < wanted:
         return asked, False, f"not known: {len(leads)} of {wanted} seeds have the probe"
     mean = float(np.mean(leads))
-    return asked, mean >= 0.08, f"{100 * mean:+z.1f}"
+    return asked, mean >= 0.08, f"{points(mean)}"
 
 
 def _same_time(arms: Sequence[Mapping[str, Cost]]) -> tuple[str, bool, str]:

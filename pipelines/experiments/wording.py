@@ -22,10 +22,16 @@ def change(found: Difference, measure: Measure) -> str:
     return bounded(found.value, found.low, found.high) + mark
 
 
+def points(value: float) -> str:
+    """Return a fraction's change in points, with a second digit where the first would hide its sign."""
+    shown, closer = f"{100 * value:+z.1f}", f"{100 * value:+z.2f}"
+    return closer if not float(shown) and float(closer) else shown
+
+
 def bounded(value: float, low: float, high: float) -> str:
     """Return a fraction's change in points with its bounds, where it has any."""
-    bounds = f" [{100 * low:+z.1f}, {100 * high:+z.1f}]" if np.isfinite(low) else ""
-    return f"{100 * value:+z.1f}{bounds}"
+    bounds = f" [{points(low)}, {points(high)}]" if np.isfinite(low) else ""
+    return f"{points(value)}{bounds}"
 
 
 def heading(measure: Measure) -> str:

@@ -27,7 +27,7 @@ import torch
 from safetensors.torch import load_file
 from scipy import stats
 
-from pipelines.experiments import analysis, arms, collect, command, document, headline, ledger, results, run
+from pipelines.experiments import analysis, arms, collect, command, document, headline, ledger, results, run, wording
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
 from pipelines.experiments.curve import BIASES, leanings
@@ -325,6 +325,18 @@ def test_every_ablation_has_its_figure(collected, two_seeds_are_all):
     seal(collected)
     assert "Which similarity?" not in document.write(collected).read_text()
     assert not (collected / "similarity.svg").exists(), "a figure of arms that are gone"
+
+
+def test_a_bound_that_rounds_to_zero_shows_its_side():
+    assert [wording.points(v) for v in (-0.00049, 0.00049, 0.0, 0.013, -1e-9)] == [
+        "-0.05",
+        "+0.05",
+        "+0.0",
+        "+1.3",
+        "+0.0",
+    ]
+    assert wording.bounded(-0.018, -0.036, -0.00049) == "-1.8 [-3.6, -0.05]"
+    assert wording.bounded(0.01, -np.inf, np.inf) == "+1.0"
 
 
 HELD = {

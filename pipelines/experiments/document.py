@@ -172,16 +172,13 @@ def _group(title: str, file: str, ground: Sequence[str], own: Sequence[str], *, 
         figures.Panel(
             axis,
             more_is_better=found.measures[key].higher_is_better is not False,
-            values={
-                _labelled(name, found): found.values(key, name, seeds=found.shared(reference, name))
-                for name in (reference, *others)
-            },
+            reference=float(np.mean(found.values(key, reference, seeds=sorted(found.tables[reference])))),
             differences={_labelled(name, found): row[key] for name, row in rows.items()},
         )
         for key, axis in _PANELS
     ]
     caption = f"{title} Changes from {ARMS[reference].title}"
-    figures.side_by_side(folder / f"{file}.svg", panels, title=caption)
+    figures.side_by_side(folder / f"{file}.svg", _labelled(reference, found), panels, title=caption)
     questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in (reference, *others)]
     return f"## {title}\n\n![{caption}]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
 

@@ -53,61 +53,67 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
             axes.plot(100 * found.value, y, "o", color=colour)
             seeds = [100 * value for value in found.seeds.values()]
             axes.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
-            axes.text(1.02, y, words, transform=axes.get_yaxis_transform(), verticalalignment="center")
+            _words(axes, y, words, _INK)
         axes.axvline(0, color=_INK, linewidth=1)
-        axes.set_yticks(range(len(rows)), [label for label, *_ in rows])
-        axes.set_ylim(len(rows) - 0.5, -0.5)
-        axes.grid(visible=False, axis="y")
-        axes.spines["left"].set_visible(False)
-        axes.tick_params(axis="y", length=0)
+        _rows(axes, [label for label, *_ in rows])
         axes.set(xlabel=axis)
 
 
 @dataclasses.dataclass(frozen=True)
 class Panel:
-    """One metric of several arms, side by side with others'.
+    """One metric of an arm and of others that are compared with it.
 
     Attributes:
         axis: its label: metric, unit and which side is better.
         more_is_better: whether a larger value is a better one.
-        values: by arm, a value per seed in [0, 1]; the first arm is the one that the others are compared with.
-        differences: by arm, what the first arm's value changes to; the first arm has none.
+        reference: the arm's mean over its seeds, in [0, 1].
+        differences: by arm, the others' paired differences from it.
     """
 
     axis: str
     more_is_better: bool
-    values: Mapping[str, Sequence[float]]
+    reference: float
     differences: Mapping[str, Difference]
 
 
-def side_by_side(path: Path, panels: Sequence[Panel], *, title: str) -> None:
-    """Write a row per arm and a panel per metric: the mean over seeds, a dot per seed, and the change in words.
+def side_by_side(path: Path, reference: str, panels: Sequence[Panel], *, title: str) -> None:
+    """Write a row per arm and a panel per metric: its interval, a dot per seed, and the difference in words.
 
-    A change whose interval leaves zero out is green or red, by whether it is for the better.
+    An arm stands as far from the reference as its paired differences say, so that one of fewer seeds stands right too. An
+    interval that leaves zero out is green or red, by whether it is for the better.
     """
-    names = list(panels[0].values)
+    names = [reference, *panels[0].differences]
     with axes_of(path, title, height=1.0 + 0.42 * len(names), columns=len(panels)) as axes:
         for one, panel in zip(axes, panels, strict=True):
-            for y, name in enumerate(names):
-                mean = 100 * sum(panel.values[name]) / len(panel.values[name])
-                change = panel.differences.get(name)
-                colour, words = _INK, f"{mean:.1f}"
-                if change is not None:
-                    better = (change.value > 0) == panel.more_is_better
-                    colour = (_GOOD if better else _BAD) if change.is_sure else _OPEN
-                    words = bounded(change.value, change.low, change.high)
-                one.plot(mean, y, "D" if change is None else "o", color=colour)
-                seeds = [100 * value for value in panel.values[name]]
+            zero = 100 * panel.reference
+            one.axvline(zero, color=_INK, linewidth=0.8, linestyle=":")
+            one.plot(zero, 0, "D", color=_INK)
+            _words(one, 0, f"{zero:.1f}", _INK)
+            for y, found in enumerate(panel.differences.values(), start=1):
+                better = (found.value > 0) == panel.more_is_better
+                colour = (_GOOD if better else _BAD) if found.is_sure else _OPEN
+                if math.isfinite(found.low):
+                    one.plot([zero + 100 * found.low, zero + 100 * found.high], [y, y], color=colour, linewidth=2.5)
+                one.plot(zero + 100 * found.value, y, "o", color=colour)
+                seeds = [zero + 100 * value for value in found.seeds.values()]
                 one.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
-                one.text(1.02, y, words, transform=one.get_yaxis_transform(), verticalalignment="center", color=colour)
-            reference = panel.values[names[0]]
-            one.axvline(100 * sum(reference) / len(reference), color=_INK, linewidth=0.8, linestyle=":")
-            one.set_yticks(range(len(names)), names)
-            one.set_ylim(len(names) - 0.5, -0.5)
-            one.grid(visible=False, axis="y")
-            one.spines["left"].set_visible(False)
-            one.tick_params(axis="y", length=0)
+                _words(one, y, bounded(found.value, found.low, found.high), colour)
+            _rows(one, names)
             one.set(xlabel=panel.axis)
+
+
+def _words(axes: Any, y: float, words: str, colour: str) -> None:
+    """Write a row's words at the right of the axes."""
+    axes.text(1.02, y, words, transform=axes.get_yaxis_transform(), verticalalignment="center", color=colour)
+
+
+def _rows(axes: Any, names: Sequence[str]) -> None:
+    """Make an axis of named rows, the first one on top."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(visible=False, axis="y")
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0)
 
 
 def operating_curve(

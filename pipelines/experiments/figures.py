@@ -79,8 +79,8 @@ class Panel:
 def side_by_side(path: Path, reference: str, panels: Sequence[Panel], *, title: str) -> None:
     """Write a row per arm and a panel per metric: its interval, a dot per seed, and the difference in words.
 
-    An arm stands as far from the reference as its paired differences say, so that one of fewer seeds stands right too. An
-    interval that leaves zero out is green or red, by whether it is for the better.
+    An arm stands as far from the reference as its paired differences say, so that one of fewer seeds stands right too.
+    An interval that leaves zero out is green or red, by whether it is for the better.
     """
     names = [reference, *panels[0].differences]
     with axes_of(path, title, height=1.0 + 0.42 * len(names), columns=len(panels)) as axes:

@@ -13,7 +13,7 @@ from pipelines.experiments.arms import ARMS
 from pipelines.experiments.facts import Expert, Facts
 from pipelines.experiments.headline import headline
 from pipelines.experiments.outcomes import BASELINE, FINAL, RIVALS, Outcomes
-from pipelines.experiments.wording import bounded, change, heading, percent, verdicts
+from pipelines.experiments.wording import bounded, change, heading, percent, points, verdicts
 from valor.evaluation.measures import slug
 
 PAGE = "README.md"
@@ -140,7 +140,7 @@ def _at_same_inventions(found: Outcomes) -> str:
     for name in RIVALS:
         for arm in ("text", FINAL):
             if above := found.missed_above(name, arm):
-                by_seed = ", ".join(f"{seed}: {100 * value:+z.1f}" for seed, value in above.items())
+                by_seed = ", ".join(f"{seed}: {points(value)}" for seed, value in above.items())
                 shown = bounded(*analysis.student(list(above.values())))
                 lines.append(f"| {ARMS[name].title} | {ARMS[arm].title} | {shown} | {by_seed} |")
     return (
@@ -230,9 +230,7 @@ def _headroom(found: Outcomes) -> str:
     for seed, probe, ours, masked in probed:
         curve = found.curves.get("sft", {}).get(seed)
         biased = percent(analysis.best_of_curve(curve, lambda t: analysis.value(macro, t))[1]) if curve else "-"
-        lines.append(
-            f"| {seed} | {percent(probe)} | {percent(ours)} | {100 * (probe - ours):+z.1f} | {biased} | {masked} |"
-        )
+        lines.append(f"| {seed} | {percent(probe)} | {percent(ours)} | {points(probe - ours)} | {biased} | {masked} |")
     return (
         "## Visual headroom and the expert\n\nThe probe's thresholds are chosen on reports, where SFT's reports are "
         "greedy: what a bias of the tokens, chosen on the test studies, gives SFT is part of the headroom.\n\n"

@@ -46,14 +46,8 @@ def forest(path: Path, rows: Sequence[tuple[str, Difference, bool]], *, title: s
     """
     with axes_of(path, title, height=1.0 + 0.42 * len(rows)) as axes:
         for y, (_, found, more_is_better) in enumerate(rows):
-            colour = (_GOOD if (found.value > 0) == more_is_better else _BAD) if found.is_sure else _OPEN
-            if math.isfinite(found.low):
-                axes.plot([100 * found.low, 100 * found.high], [y, y], color=colour, linewidth=2.5)
-            words = bounded(found.value, found.low, found.high)
-            axes.plot(100 * found.value, y, "o", color=colour)
-            seeds = [100 * value for value in found.seeds.values()]
-            axes.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
-            _words(axes, y, words, _INK)
+            _difference(axes, y, found, more_is_better=more_is_better)
+            _words(axes, y, bounded(found.value, found.low, found.high), _INK)
         axes.axvline(0, color=_INK, linewidth=1)
         _rows(axes, [label for label, *_ in rows])
         axes.set(xlabel=axis)
@@ -90,16 +84,21 @@ def side_by_side(path: Path, reference: str, panels: Sequence[Panel], *, title: 
             one.plot(zero, 0, "D", color=_INK)
             _words(one, 0, f"{zero:.1f}", _INK)
             for y, found in enumerate(panel.differences.values(), start=1):
-                better = (found.value > 0) == panel.more_is_better
-                colour = (_GOOD if better else _BAD) if found.is_sure else _OPEN
-                if math.isfinite(found.low):
-                    one.plot([zero + 100 * found.low, zero + 100 * found.high], [y, y], color=colour, linewidth=2.5)
-                one.plot(zero + 100 * found.value, y, "o", color=colour)
-                seeds = [zero + 100 * value for value in found.seeds.values()]
-                one.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
+                colour = _difference(one, y, found, more_is_better=panel.more_is_better, zero=zero)
                 _words(one, y, bounded(found.value, found.low, found.high), colour)
             _rows(one, names)
             one.set(xlabel=panel.axis)
+
+
+def _difference(axes: Any, y: float, found: Difference, *, more_is_better: bool, zero: float = 0.0) -> str:
+    """Draw a difference in points from `zero`, its interval and a dot per seed, and return its colour."""
+    colour = (_GOOD if (found.value > 0) == more_is_better else _BAD) if found.is_sure else _OPEN
+    if math.isfinite(found.low):
+        axes.plot([zero + 100 * found.low, zero + 100 * found.high], [y, y], color=colour, linewidth=2.5)
+    axes.plot(zero + 100 * found.value, y, "o", color=colour)
+    seeds = [zero + 100 * value for value in found.seeds.values()]
+    axes.plot(seeds, [y + 0.28] * len(seeds), "o", color=_FAINT, markersize=2.5)
+    return colour
 
 
 def _words(axes: Any, y: float, words: str, colour: str) -> None:

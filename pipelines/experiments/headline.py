@@ -30,7 +30,7 @@ def headline(found: Outcomes, folder: Path) -> str:
             f"| {heading(found.measures[key])} | {percent(theirs)} | {percent(ours)} | "
             f"{change(difference, found.measures[key])} | [{points(low)}, {points(high)}] | "
             f"{100 * found.relative(key):+z.0f}% | "
-            f"{' '.join(f'{points(v)}' for v in difference.seeds.values())} |"
+            f"{' '.join(map(points, difference.seeds.values()))} |"
         )
     title = f"{ARMS[FINAL].title}, minus {against}"
     drawn = [found.measures[key] for key in _DRAWN]
@@ -59,12 +59,12 @@ def _verdicts(found: Outcomes, changes: Mapping[str, Difference]) -> str:
     f1_part, invented_part = (found.relative(key) for key in ("truth_f1_micro", "truth_hallucination"))
     rows = [
         ("F1 rises: its interval is above zero", f1.low > 0, f"{points(f1.low)} at least"),
-        ("F1, aim: 3 points", f1.value >= 0.03, f"{points(f1.value)}"),
+        ("F1, aim: 3 points", f1.value >= 0.03, points(f1.value)),
         ("F1, stretch: 15% relative", f1_part >= 0.15, f"{100 * f1_part:+z.0f}%"),
         ("hallucination falls: its interval is below zero", invented.high < 0, f"{points(invented.high)} at most"),
         ("hallucination, aim: -15% relative", invented_part <= -0.15, f"{100 * invented_part:+z.0f}%"),
         ("hallucination, stretch: -25% relative", invented_part <= -0.25, f"{100 * invented_part:+z.0f}%"),
-        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, f"{points(missed.high)}"),
+        ("omission rises by less than 2 points, by its upper bound", missed.high < 0.02, points(missed.high)),
         (
             "more counterfactual pairs are told apart: the interval is above zero",
             flips.low > 0,
@@ -98,7 +98,7 @@ def _headroom(leads: Sequence[float], wanted: int) -> tuple[str, bool, str]:
     if len(leads) < wanted:
         return asked, False, f"not known: {len(leads)} of {wanted} seeds have the probe"
     mean = float(np.mean(leads))
-    return asked, mean >= 0.08, f"{points(mean)}"
+    return asked, mean >= 0.08, points(mean)
 
 
 def _same_time(arms: Sequence[Mapping[str, Cost]]) -> tuple[str, bool, str]:

@@ -166,7 +166,7 @@ def _trainer(
             normalise=lambda rewards, **_: torch.zeros_like(rewards),
             embed=judge.embed_images,
         )
-    references = {study.study_id: study.text for study in policy.studies}
+    references = policy.references
     size = int(trainer.num_generations or 1)
     (clinical,), _ = build([TextReward(name="clinical_agreement_reward", options=dict(options))])
     noise = judge.gate["paraphrase_noise"]

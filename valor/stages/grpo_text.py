@@ -39,7 +39,7 @@ def grpo_text(
             args=args,
             train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt),
             processing_class=policy.processor,
-            references={study.study_id: study.text for study in policy.studies},
+            references=policy.references,
             peft_config=adapters(policy.model, settings.lora),
         )
 

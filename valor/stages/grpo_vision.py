@@ -88,7 +88,7 @@ def trainer(
         args=args,
         train_dataset=grpo_rows(policy.studies, policy.processor, prompt=policy.prompt, embed=embed, seen=seen),
         processing_class=policy.processor,
-        references={study.study_id: study.text for study in policy.studies},
+        references=policy.references,
         normalise=normalise,
         must_state=settings.similarity == "statements",
     )

@@ -53,6 +53,11 @@ class Policy:
     studies: Sequence[Study]
     output_dir: Path
 
+    @property
+    def references(self) -> dict[str, str]:
+        """The studies' reports by study_id."""
+        return {study.study_id: study.text for study in self.studies}
+
 
 def train(
     stage: str,
@@ -201,13 +206,13 @@ def _require_context(stage: str, policy: Policy, *, max_new_tokens: int) -> None
     image = model_pixels(policy.studies[0], policy.processor)
     question = policy.processor(images=[image], text=[text], return_tensors="pt")["input_ids"].shape[1]
     context = _context_of(policy.model.config.get_text_config())
-    if context is not None and question >= context:
+    if context is None:
+        return
+    if question >= context:
         raise UserError(
             f"{stage}: prompt and image take {question} tokens, and the model's context has {context}; take a base "
             "with a longer context or smaller images"
         )
-    if context is None:
-        return
     if stage == "sft":
         require_reports_fit(policy.studies, policy.processor, room=context - question)
     elif question + max_new_tokens > context:

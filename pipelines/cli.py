@@ -171,6 +171,43 @@ def phantom(out: Path, studies: int, seed: int) -> None:
     click.echo(f"{studies} studies: --set data.root={root} --set data.annotations_root={truth} --set data.public=true")
 
 
+@main.command(name="expert-gate")
+@click.argument("expert")
+@click.option(
+    "--dataset", type=click.Path(path_type=Path, file_okay=False, exists=True), required=True,
+    help="A dataset artifact: `validate-data/dataset` of a run.",
+)  # fmt: skip
+@click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A new directory.")
+@click.option("--revision", default="", metavar="COMMIT", help="Of a hub id: the full commit hash.")
+@click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True, help="Of the dataset.")
+@click.option("-n", "--studies", default=500, type=click.IntRange(0), show_default=True, help="At most; 0 means all.")
+@click.option("--threshold", default=0.85, type=click.FloatRange(0, 1), show_default=True, help="Of all four measures.")
+@click.option("--seed", default=0, type=click.IntRange(0), show_default=True, help="Of the draw of studies.")
+def expert_gate(
+    expert: str, dataset: Path, out: Path, revision: str, split: str, studies: int, threshold: float, seed: int
+) -> None:
+    """Measure what an expert from outside can tell, and make it fit for `grpo_vision.similarity: statements`.
+
+    EXPERT is a CLIP or SigLIP: a directory, gs:// or a hub id. Per finding its AUC, side swap, negation and deletion
+    are measured on held-out images and reports; a finding below the threshold is masked from rewards, and the rest is
+    calibrated. The studies must be unknown to the expert: keep them out of its training.
+
+    \b
+    Example, the dataset of a finished run:
+      valor expert-gate /models/biomed-clip --dataset .valor/pipeline/RUN/validate-data/dataset -o /models/gated
+      valor run mimic_cxr --set models.expert=/models/gated --set grpo_vision.similarity=statements
+    """
+    from pipelines.experts import measure_gate
+    from valor.models.expert_gate import show
+    from valor.recipe import ExpertGate, ModelSettings
+
+    limits = ExpertGate(min_auc=threshold, min_side_swap=threshold, min_negation=threshold, min_deletion=threshold)
+    settings = ModelSettings(expert=expert, expert_revision=revision, expert_gate=limits)
+    gate = measure_gate(settings, dataset=dataset, split=split, studies=studies, seed=seed, out=out)
+    click.echo(show(gate))
+    click.echo(f"{out}: --set models.expert={out} --set grpo_vision.similarity=statements")
+
+
 @main.command()
 @click.argument("version", metavar="NAME/VERSION")
 def lineage(version: str) -> None:

@@ -262,6 +262,12 @@ def in_share(studies: Iterable[Study], share: tuple[float, float]) -> list[Study
     return [study for study in studies if share[0] <= place(study.subject_id) < share[1]]
 
 
+def choose_studies(every: list[Study], *, studies: int, seed: int) -> list[Study]:
+    """Return `studies` of these drawn by `seed`, in their order; all where `studies` is 0 or there are no more."""
+    chosen = np.random.default_rng(seed).permutation(len(every))[: studies or None]
+    return [every[i] for i in sorted(chosen)]
+
+
 def other_subjects(subjects: Sequence[str]) -> list[int]:
     """Return for each study the index of a study of another subject: the first one about half the list further on.
 

@@ -194,7 +194,7 @@ def require_rewarded(gate: Mapping[str, Any]) -> None:
     if not gate.get("measured"):
         raise UserError(
             "the expert's gate is not measured, so its statements have no calibration; set "
-            "grpo_vision.similarity: paper, or measure the gate on held-out reports"
+            "grpo_vision.similarity: paper, or measure the gate on held-out studies (valor expert-gate)"
         )
     _rewarded(gate["calibration"], gate["masked"])
 

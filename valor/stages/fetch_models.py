@@ -56,7 +56,7 @@ def fetch_models(
     # Before training: a wrong place for one model should not cost the other's minutes.
     for kind in ("judge", "expert", "base"):
         if getattr(settings, kind) not in ("", "phantom"):
-            _outside(kind, settings, paths[kind])
+            fetch_outside(kind, settings, paths[kind])
     _phantoms(settings, paths, context)
     if not settings.judge:
         log.info("models.judge is not set: the expert scores its own pupil, so similarity is circular")
@@ -71,6 +71,36 @@ def fetch_models(
     else:
         log.info("the expert came without a measured gate: only grpo_vision.similarity: paper can use it")
     return StageResult(metrics=values)
+
+
+def fetch_outside(kind: str, settings: ModelSettings, path: Path) -> None:
+    """Fetch the model of a kind (`base`, `expert`, `judge`) from outside and give it a `valor.json`.
+
+    Raises:
+        UserError: as for `fetch_models`.
+        IntegrityError: a `valor.json` that it brought names other weights.
+        ServiceError: the hub or the store cannot be reached.
+    """
+    source, revision = getattr(settings, kind), getattr(settings, f"{kind}_revision")
+    progress.report(0, 1, unit=f"{kind} fetched")
+    with artifacts.atomic_dir(path) as partial:
+        origin = resolve(source, revision=revision, setting=f"models.{kind}", path=partial)
+        try:
+            _require_image_text(partial) if kind == "base" else require_dual_encoder(partial)
+        except UserError as error:
+            raise UserError(str(error).replace(str(partial), f"models.{kind} {source!r}")) from None
+        parents: dict[str, str] = {}
+        if (partial / artifacts.CHECKPOINT_INFO).exists():
+            artifacts.load_checkpoint_info(partial)
+            parents = {"source": artifacts.digest_file(partial / artifacts.CHECKPOINT_INFO)}
+        if kind == "base":
+            write_prompt(partial, settings.prompt)
+            try:
+                load_processor(partial)
+            except UserError as error:
+                raise UserError(str(error).replace(str(partial), f"models.base {source!r}")) from None
+        artifacts.write_checkpoint_info(partial, stage="fetch_models", parents=parents, origin=origin)
+    progress.report(1, 1, unit=f"{kind} fetched")
 
 
 def phantom_key(kind: str, settings: ModelSettings) -> str:
@@ -98,30 +128,6 @@ def _phantoms(settings: ModelSettings, paths: dict[str, Path], context: Context)
         if kind in missing:
             storage.get_dir(uris[kind], paths[kind])
         artifacts.load_checkpoint_info(paths[kind])
-
-
-def _outside(kind: str, settings: ModelSettings, path: Path) -> None:
-    """Fetch a model from outside and give it a `valor.json`; one that it brought is verified first."""
-    source, revision = getattr(settings, kind), getattr(settings, f"{kind}_revision")
-    progress.report(0, 1, unit=f"{kind} fetched")
-    with artifacts.atomic_dir(path) as partial:
-        origin = resolve(source, revision=revision, setting=f"models.{kind}", path=partial)
-        try:
-            _require_image_text(partial) if kind == "base" else require_dual_encoder(partial)
-        except UserError as error:
-            raise UserError(str(error).replace(str(partial), f"models.{kind} {source!r}")) from None
-        parents: dict[str, str] = {}
-        if (partial / artifacts.CHECKPOINT_INFO).exists():
-            artifacts.load_checkpoint_info(partial)
-            parents = {"source": artifacts.digest_file(partial / artifacts.CHECKPOINT_INFO)}
-        if kind == "base":
-            write_prompt(partial, settings.prompt)
-            try:
-                load_processor(partial)
-            except UserError as error:
-                raise UserError(str(error).replace(str(partial), f"models.base {source!r}")) from None
-        artifacts.write_checkpoint_info(partial, stage="fetch_models", parents=parents, origin=origin)
-    progress.report(1, 1, unit=f"{kind} fetched")
 
 
 def _require_image_text(path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from valor import artifacts
-from valor.data.manifest import Study, first_pixels, in_share, read_studies
+from valor.data.manifest import Study, choose_studies, first_pixels, in_share, read_studies
 from valor.errors import DataError, UserError
 from valor.models.loading import messages, model_pixels
 
@@ -32,18 +32,13 @@ def training_studies(dataset: Path, *, studies: int, seed: int, share: tuple[flo
     Raises:
         UserError: there are no training studies, or fewer than asked for.
     """
-    import numpy as np
-
     every = in_share(read_studies(dataset, split="train"), share)
     if not every:
         part = "" if share == (0.0, 1.0) else f" with a subject in share {share[0]:g} to {share[1]:g}"
         raise UserError(f"{dataset}: no study in split 'train'{part}; training needs some")
     if studies > len(every):
         raise UserError(f"{dataset}: has {len(every)} training studies, the recipe asks for studies={studies}")
-    if not studies:
-        return every
-    chosen = np.random.default_rng(seed).permutation(len(every))[:studies]
-    return [every[i] for i in sorted(chosen)]
+    return choose_studies(every, studies=studies, seed=seed)
 
 
 def require_no_image_token(studies: Sequence[Study], processor: Any) -> None:

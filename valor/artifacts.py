@@ -199,14 +199,19 @@ def _is_listing(files: Any) -> bool:
         isinstance(files, dict)
         and bool(files)
         and all(
-            not PurePosixPath(name).is_absolute()
-            and ".." not in PurePosixPath(name).parts
+            stays_inside(name)
             and isinstance(facts, dict)
             and isinstance(facts.get("size"), int)
             and isinstance(facts.get("sha256"), str)
             for name, facts in files.items()
         )
     )
+
+
+def stays_inside(name: str) -> bool:
+    """Tell whether a relative file name cannot leave the directory that it is joined to."""
+    path = PurePosixPath(name)
+    return bool(name) and not path.is_absolute() and ".." not in path.parts and "\\" not in name and "\0" not in name
 
 
 def has_its_files(path: Path, stamp: Mapping[str, Any]) -> bool:

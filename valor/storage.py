@@ -12,7 +12,7 @@ import os
 import shutil
 import stat
 from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from valor import artifacts, gcs
@@ -276,8 +276,7 @@ def _local(uri: str | Path) -> Path:
 
 def _safe(name: str) -> str:
     """Return a relative path that cannot leave its directory."""
-    path = PurePosixPath(name)
-    if not name or path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+    if not artifacts.stays_inside(name):
         raise IntegrityError(f"{name!r}: a file name in storage that leaves its directory; refuse the directory")
     return name
 

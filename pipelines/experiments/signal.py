@@ -146,7 +146,7 @@ def _trainer(
     from valor.rewards.text import build
     from valor.stages import grpo_vision
     from valor.training.advantages import rank_advantages
-    from valor.training.course import open_policy
+    from valor.training.policy import open_policy
 
     judge = Expert.load(expert)
     seen: dict[str, Any] = {"study_id": []}

@@ -51,7 +51,8 @@ def train_on_truth(
     from valor.recipe import GrpoVisionSettings
     from valor.stages.grpo_vision import trainer
     from valor.training.advantages import rank_advantages
-    from valor.training.course import Policy, train
+    from valor.training.course import train
+    from valor.training.policy import Policy
 
     chosen = GrpoVisionSettings.model_validate(settings)
 

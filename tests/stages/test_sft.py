@@ -168,7 +168,7 @@ def test_a_training_without_a_whole_batch_is_no_training(tmp_path):
 
 
 def test_a_parent_with_a_weight_that_is_no_number_is_refused(tmp_path):
-    from valor.training.course import open_policy
+    from valor.training.policy import open_policy
 
     chosen = {"dataset": world().dataset, "output_dir": tmp_path, "projector_only": False}
     assert open_policy("sft", settings(), parent=world().base, **chosen)
@@ -180,22 +180,22 @@ def test_a_parent_with_a_weight_that_is_no_number_is_refused(tmp_path):
 
 
 def test_a_report_that_holds_the_image_token_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
-    from valor.training import course
+    from valor.training import policy
 
     def odd(*args, **kwargs):
         first, *others = training_studies(*args, **kwargs)
         return [dataclasses.replace(first, findings="Private <image> words."), *others]
 
     chosen = {"parent": world().base, "dataset": world().dataset, "output_dir": tmp_path, "projector_only": True}
-    assert course.open_policy("sft", settings(), **chosen)
-    monkeypatch.setattr(course, "training_studies", odd)
+    assert policy.open_policy("sft", settings(), **chosen)
+    monkeypatch.setattr(policy, "training_studies", odd)
     with pytest.raises(DataError, match="its report holds '<image>'"):
-        course.open_policy("sft", settings(), **chosen)
+        policy.open_policy("sft", settings(), **chosen)
 
 
 def test_what_goes_beyond_the_models_context_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
     from valor.models import loading
-    from valor.training import course
+    from valor.training import policy
 
     load = loading.load_policy
 
@@ -218,14 +218,14 @@ def test_what_goes_beyond_the_models_context_is_refused_before_anything_is_train
         ("sft", question + 5, DataError, r"^study s\d+: its report has \d+ tokens, .* leaves 5 beside"),
         ("grpo_text", question + 29, UserError, r"^grpo_text\.max_new_tokens is 30, .* leaves 29 beside"),
     ):
-        monkeypatch.setattr(course, "load_policy", built_for(positions))
+        monkeypatch.setattr(policy, "load_policy", built_for(positions))
         with pytest.raises(error, match=words):
-            course.open_policy(stage, few, **chosen)
+            policy.open_policy(stage, few, **chosen)
         # Rotary positions that are stretched reach further.
-        monkeypatch.setattr(course, "load_policy", built_for(positions, factor=4.0))
-        assert course.open_policy(stage, few, **chosen)
-    monkeypatch.setattr(course, "load_policy", built_for(question + 30))
-    assert course.open_policy("grpo_text", few, **chosen)
+        monkeypatch.setattr(policy, "load_policy", built_for(positions, factor=4.0))
+        assert policy.open_policy(stage, few, **chosen)
+    monkeypatch.setattr(policy, "load_policy", built_for(question + 30))
+    assert policy.open_policy("grpo_text", few, **chosen)
 
 
 @pytest.mark.parametrize("key", ["loss", "grad_norm"])

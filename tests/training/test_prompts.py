@@ -12,8 +12,8 @@ from valor.data.manifest import read_studies
 from valor.models.loading import load_policy, messages, model_pixels
 from valor.recipe import GrpoTextSettings
 from valor.training import prompts
-from valor.training.course import open_policy
 from valor.training.memo import TowerMemo
+from valor.training.policy import open_policy
 from valor.training.prompts import SharedPrompts
 
 

@@ -8,7 +8,7 @@ attention, not attribution: a relative measure, compared between checkpoints and
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from valor.models.loading import messages
+from valor.models.loading import question
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,7 +40,7 @@ def mention_maps(
     import torch
 
     model.set_attn_implementation("eager")
-    prefix = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
+    prefix = question(processor, prompt)
     wanted = [i for i, report_spans in enumerate(spans) if report_spans]
     maps: list[list[np.ndarray]] = [[] for _ in reports]
     step = _batch_size(model, processor, images, reports, prefix) if wanted else 1

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from valor.models.loading import messages
+from valor.models.loading import question
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -92,7 +92,7 @@ def _write(
 
     from valor.models.cache import roomy_cache
 
-    text = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
+    text = question(processor, prompt)
     end_ids = end_tokens(model, processor.tokenizer)
     how = {**how, "eos_token_id": end_ids}
     reports: list[Generated] = []

@@ -81,7 +81,7 @@ def load_processor(path: Path) -> Any:
     if not processor.chat_template:
         raise UserError(f"{path}: has no chat template; save one beside the base (processor.chat_template)")
     with damage_is_an_integrity_error(path, "chat template"):
-        text = processor.apply_chat_template(messages(prompt_of(path)), add_generation_prompt=True)
+        text = question(processor, prompt_of(path))
     if (images := text.count(processor.image_token)) != 1:
         raise UserError(
             f"{path}: prompt and chat template make a question on {images} images, expected 1: set a models.prompt "
@@ -171,6 +171,11 @@ def prompt_of(path: Path) -> str:
 def messages(prompt: str) -> list[dict[str, Any]]:
     """Return the conversation that asks for a report on one image."""
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": prompt}]}]
+
+
+def question(processor: Any, prompt: str) -> str:
+    """Return the text that asks for a report on one image, as the chat template renders it; the report follows it."""
+    return processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
 
 
 def pixel_size(processor: Any) -> tuple[int, int]:

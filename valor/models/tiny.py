@@ -9,7 +9,7 @@ from typing import Any
 
 from valor.models import tokens
 from valor.recipe import PhantomBase, PhantomExpert
-from valor.recipe.sections import heads_of
+from valor.recipe.values import heads_of
 
 PIXEL_MEAN, PIXEL_STD = 0.5, 0.25
 _MAX_TOKENS = 77

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from valor import artifacts, progress
 from valor.data.manifest import report_text
-from valor.models.loading import messages, save_policy
+from valor.models.loading import question, save_policy
 from valor.models.optimise import batches, fit
 from valor.models.tiny import build_llava
 from valor.models.tower import normalised, patch_tokens, pretrain, to_batch
@@ -107,7 +107,7 @@ def teach_reports(
     from torch.nn import functional
 
     tokenizer = processor.tokenizer
-    asked = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
+    asked = question(processor, prompt)
     before, behind = (tokenizer(part)["input_ids"] for part in asked.split(processor.image_token))
     encoded = tokenizer([report + tokenizer.eos_token for report in reports], padding=True, padding_side="right")
     ids, mask = torch.tensor(encoded["input_ids"]), torch.tensor(encoded["attention_mask"])

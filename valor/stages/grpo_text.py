@@ -19,8 +19,9 @@ def grpo_text(
     from valor.recipe.trainer_defaults import GRPO_DEFAULTS
     from valor.rewards.text import build as build_rewards
     from valor.training.arguments import check_enough_prompts, check_vllm, grpo_arguments
-    from valor.training.course import Policy, train
+    from valor.training.course import train
     from valor.training.parts import adapters
+    from valor.training.policy import Policy
     from valor.training.rows import grpo_rows
 
     def build(policy: Policy) -> Any:

@@ -15,7 +15,7 @@ from valor.recipe import GrpoVisionSettings
 from valor.stages import StageResult
 
 if TYPE_CHECKING:
-    from valor.training.course import Policy
+    from valor.training.policy import Policy
     from valor.training.trainers import VisionGRPOTrainer
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,8 @@ def grpo_vision(
     from valor.models.expert import Expert
     from valor.models.generate import end_tokens
     from valor.rewards.expert import expert_reward
-    from valor.training.course import Policy, train
+    from valor.training.course import train
+    from valor.training.policy import Policy
 
     def build(policy: Policy) -> Any:
         judge = Expert.load(expert)

@@ -14,8 +14,9 @@ from valor.stages import StageResult
 def sft(settings: SftSettings, *, dataset: Path, base: Path, checkpoint: Path, context: Context) -> StageResult:
     """Fine-tune `base` on the training split and write `checkpoint`."""
     from valor.training.arguments import sft_arguments
-    from valor.training.course import Policy, train
+    from valor.training.course import train
     from valor.training.parts import adapters
+    from valor.training.policy import Policy
     from valor.training.rows import sft_rows
 
     def build(policy: Policy) -> Any:

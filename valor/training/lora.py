@@ -11,7 +11,7 @@ from typing import Any
 
 from valor.data.manifest import Study
 from valor.errors import IntegrityError, UserError
-from valor.models.loading import messages, model_pixels
+from valor.models.loading import model_pixels, question
 from valor.recipe import Lora
 
 TOLERANCE = 1e-3
@@ -74,7 +74,7 @@ def merge_adapters(model: Any, processor: Any, studies: Sequence[Study], *, prom
     from peft.helpers import rescale_adapter_scale
 
     some = studies[:_STUDIES]
-    text = processor.apply_chat_template(messages(prompt), add_generation_prompt=True)
+    text = question(processor, prompt)
     batch = processor(
         text=[text + study.text for study in some],
         images=[model_pixels(study, processor) for study in some],

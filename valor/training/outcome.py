@@ -10,7 +10,7 @@ from valor.recipe import TrainStage
 from valor.training.memo import is_sharded
 
 if TYPE_CHECKING:
-    from valor.training.course import Policy
+    from valor.training.policy import Policy
 
 _HISTORY_POINTS = 60
 

@@ -253,7 +253,8 @@ ARMS: Mapping[str, Arm] = {
     "valor": Arm("Stages 1 and 2", "What does the whole recipe give?", 5, _of(lambda s: s.vision())),
     "other_image": Arm(
         "Another image", "Does stage 2 learn from this image, or from images in general?", 5,
-        _of(lambda s: s.vision(label="vision, another image", expert_image="other")),
+        # The guards would stop it on the way, and rightly: it is asked how far it falls.
+        _of(lambda s: s.vision(label="vision, another image", expert_image="other", guards=None)),
     ),
     "paper": Arm(
         "Paper's similarity", "Is the closed reward better than the mean similarity of sentences?", 3,

@@ -73,7 +73,8 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
 def _gate(models: Job, root: Path) -> dict[str, Any]:
     """Return what the gate of a job's expert found."""
     gate = artifacts.read_json(models.output("expert").path(root) / "expert_gate.json")
-    return {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
+    kept = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
+    return kept | {"tolerance": gate["paraphrase_noise"]["statements"]}
 
 
 def facts_paths(folder: Path) -> dict[int, Path]:

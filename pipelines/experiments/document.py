@@ -255,7 +255,8 @@ def _expert(facts: Sequence[Facts]) -> str:
             cells.append(f"{100 * rated[worst]:.0f} ({worst})" if worst else "-")
         undenied = ", ".join(name for name, row in kept.items() if row.negation is None) or "none"
         unsided = ", ".join(name for name in one.expert.masked_sides if name in kept) or "none"
-        lines.append(f"| {one.seed} | {len(kept)} | {' | '.join(cells)} | {undenied} | {unsided} |")
+        tolerance = "-" if one.expert.tolerance is None else f"{one.expert.tolerance:.3f}"
+        lines.append(f"| {one.seed} | {len(kept)} | {' | '.join(cells)} | {undenied} | {unsided} | {tolerance} |")
     if not lines:
         return ""
     levels = [
@@ -268,9 +269,10 @@ def _expert(facts: Sequence[Facts]) -> str:
     head = "| seed | expert | AUC, macro | deleted, all findings | findings that pass |\n|---:|---|---:|---:|---:|\n"
     return (
         "## The expert's gate\n\nOn subjects that it did not learn from, in %: of the findings that rewards ask about, "
-        "the one with the least of each accuracy (at least 85 is asked), and what no held-out report had a case of.\n\n"
-        "| seed | findings | AUC | side swapped | negated | deleted | never denied | side not rewarded |\n"
-        "|---:|---:|---|---|---|---|---|---|\n"
+        "the one with the least of each accuracy (at least 85 is asked), what no held-out report had a case of, and "
+        "the tolerance of ranks, which is the noise between wordings.\n\n"
+        "| seed | findings | AUC | side swapped | negated | deleted | never denied | side not rewarded | tolerance |\n"
+        "|---:|---:|---|---|---|---|---|---|---:|\n"
         + "\n".join(lines)
         + "\n"
         + ("\n" + head + "\n".join(levels) + "\n" if levels else "")
@@ -317,14 +319,6 @@ def _costs(facts: Sequence[Facts]) -> str:
         longest = max([longest, *(cost.processor_seconds for cost in costs)])
         if costs:
             lines.append(f"| {arm.title} | {' + '.join(costs[0].took) or 'nothing'} | {', '.join(seconds)} |")
-    models = [one.models for one in facts if one.models]
-    note = ""
-    if models:
-        note = (
-            f"Beside these rows: base, expert and judge, {', '.join(str(one.processor_seconds) for one in models)} "
-            f"processor seconds by seed; the expert learned from {models[0].expert_subjects} image-report pairs of "
-            f"its own, where SFT and the rewards share {models[0].train_subjects}.\n"
-        )
     jobs = [job for one in facts for job in one.jobs.values()]
     hours = sum(job.processor_seconds for job in jobs) / 3600 / 2
     # A resumed job knows its last try alone and a stopped arm has no cost: lower bounds say nothing of an upper one.
@@ -334,4 +328,22 @@ def _costs(facts: Sequence[Facts]) -> str:
         ("an arm of a seed takes at most 900 s of one core", known and longest <= 900, f"{mark}{longest} s"),
         ("all of the above take at most 5 h of two cores", known and hours <= 5, f"{mark}{hours:.1f} h"),
     ]
-    return "## Cost\n\n" + "\n".join([*lines, "", note, verdicts(asked)])
+    return "## Cost\n\n" + "\n".join([*lines, "", _models(facts), verdicts(asked)])
+
+
+def _models(facts: Sequence[Facts]) -> str:
+    """Return what the models cost that arms begin with, which is in no arm's row."""
+    spent: dict[str, list[str]] = {}
+    for one in facts:
+        for job in one.jobs.values():
+            if job.name.startswith("models"):
+                spent.setdefault(job.name.rpartition(", seed ")[0], []).append(str(job.processor_seconds))
+    learned = [one.models for one in facts if one.models]
+    if not spent or not learned:
+        return ""
+    costs = "; ".join(f"{name}, {', '.join(seconds)}" for name, seconds in spent.items())
+    return (
+        f"Beside these rows, in processor seconds by seed: {costs} (base, expert and judge; of another expert, that "
+        f"alone). The expert learned from {learned[0].expert_subjects} image-report pairs of its own, where SFT and "
+        f"the rewards share {learned[0].train_subjects}.\n"
+    )

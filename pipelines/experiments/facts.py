@@ -55,12 +55,13 @@ class Finding(_Part):
 
 
 class Expert(_Part):
-    """What the expert's gate found."""
+    """What the expert's gate found, and the tolerance that ranks took from it."""
 
     masked: list[str]
     masked_sides: list[str]
     overall: dict[str, float | None]
     findings: dict[str, Finding]
+    tolerance: float | None = None
 
 
 class Models(_Part):

@@ -155,8 +155,8 @@ def blind_spots(guards: Guards | None, *, beta: float, logging_steps: int, max_s
     found = []
     if guards.max_kl is not None and not beta:
         found.append(
-            "guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured; 1e-6 measures "
-            "it and teaches nothing"
+            "guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured; 1e-6 "
+            "measures it and teaches nothing"
         )
     if max_steps // logging_steps * logging_steps <= max(guards.window, logging_steps):
         found.append(

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from valor.artifacts import full_disk_is_a_resource_error
-from valor.errors import UserError, ValorError, shown
+from valor.errors import Interrupted, UserError, ValorError, shown
 
 SHOWN_PATH = 200
 _ABOUT_A_PATH = {
@@ -32,6 +32,9 @@ class _Group(click.Group):
         except ValorError as error:
             click.echo(f"valor: error: {error}", err=True)
             context.exit(error.exit_code)
+        except KeyboardInterrupt:
+            click.echo("valor: error: interrupted; run again", err=True)
+            context.exit(Interrupted.exit_code)
 
 
 @contextlib.contextmanager
@@ -179,18 +182,19 @@ def phantom(out: Path, studies: int, seed: int) -> None:
 )  # fmt: skip
 @click.option("-o", "--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="A new directory.")
 @click.option("--revision", default="", metavar="COMMIT", help="Of a hub id: the full commit hash.")
-@click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True, help="Of the dataset.")
-@click.option("-n", "--studies", default=500, type=click.IntRange(0), show_default=True, help="At most; 0 means all.")
+@click.option(
+    "-n", "--studies", default=500, type=click.IntRange(0), show_default=True, help="Of split val, at most; 0: all."
+)
 @click.option("--threshold", default=0.85, type=click.FloatRange(0, 1), show_default=True, help="Of all four measures.")
 @click.option("--seed", default=0, type=click.IntRange(0), show_default=True, help="Of the draw of studies.")
 def expert_gate(
-    expert: str, dataset: Path, out: Path, revision: str, split: str, studies: int, threshold: float, seed: int
+    expert: str, dataset: Path, out: Path, revision: str, studies: int, threshold: float, seed: int
 ) -> None:
     """Measure what an expert from outside can tell, and make it fit for `grpo_vision.similarity: statements`.
 
     EXPERT is a CLIP or SigLIP: a directory, gs:// or a hub id. Per finding its AUC, side swap, negation and deletion
-    are measured on held-out images and reports; a finding below the threshold is masked from rewards, and the rest is
-    calibrated. The studies must be unknown to the expert: keep them out of its training.
+    are measured on the dataset's validation studies; a finding below the threshold is masked from rewards, and the rest
+    is calibrated. The studies must be unknown to the expert: keep them out of its training.
 
     \b
     Example, the dataset of a finished run:
@@ -201,9 +205,11 @@ def expert_gate(
     from valor.models.expert_gate import show
     from valor.recipe import ExpertGate, ModelSettings
 
+    if not expert.strip():
+        raise UserError("EXPERT is empty; give a directory, gs:// or a hub id")
     limits = ExpertGate(min_auc=threshold, min_side_swap=threshold, min_negation=threshold, min_deletion=threshold)
     settings = ModelSettings(expert=expert, expert_revision=revision, expert_gate=limits)
-    gate = measure_gate(settings, dataset=dataset, split=split, studies=studies, seed=seed, out=out)
+    gate = measure_gate(settings, dataset=dataset, studies=studies, seed=seed, out=out)
     click.echo(show(gate))
     click.echo(f"{out}: --set models.expert={out} --set grpo_vision.similarity=statements")
 

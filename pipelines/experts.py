@@ -1,65 +1,106 @@
 """Measure the gate of an expert from outside on a dataset, for `valor expert-gate`."""
 
+import contextlib
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from valor import artifacts, progress
-from valor.errors import UserError
+from valor.errors import ResourceError, UserError, ValorError
 from valor.recipe import ModelSettings
 
+SPLIT = "val"
+"""No stage trains on it, and the release gate judges by `test`, which must not shape a reward."""
 MIN_STUDIES = 50
 """Below, no finding but the most frequent ones has the cases that its gate asks for."""
 
 
-def measure_gate(
-    settings: ModelSettings, *, dataset: Path, split: str, studies: int, seed: int, out: Path
-) -> dict[str, Any]:
-    """Write an expert with its gate, measured on held-out studies of a dataset, and return the gate.
+def measure_gate(settings: ModelSettings, *, dataset: Path, studies: int, seed: int, out: Path) -> dict[str, Any]:
+    """Write an expert with its gate, measured on validation studies of a dataset, and return the gate.
 
     Args:
         settings: `expert`, `expert_revision` and the thresholds, `expert_gate`.
         dataset: a dataset artifact; its studies must be unknown to the expert, which nobody can see from its weights.
-        split: `val` or `test`; the policy trains on `train`.
-        studies: how many, drawn by `seed`; 0 means all.
+        studies: how many at most, drawn by `seed`; 0 means all.
         seed: of the draw.
         out: the directory to make: the expert's files and `expert_gate.json`, for `models.expert`.
 
     Raises:
-        UserError: no such expert or no dual encoder, `out` is not empty, or too few studies.
+        UserError: no such expert or no dual encoder, no dataset, `out` is not empty, or too few studies.
         IntegrityError: the weights or the dataset are damaged.
+        ServiceError: the hub or the store cannot be reached.
+        ResourceError: out of memory or disk.
     """
-    import torch
-
-    from valor.data.manifest import choose_studies, first_pixels, read_studies
-    from valor.models import expert_gate
-    from valor.models.expert import BATCH, GATE_FILE, Expert
+    from valor.models.expert import GATE_FILE, Expert
     from valor.stages.fetch_models import fetch_outside
 
-    if settings.expert == "phantom":
-        raise UserError("EXPERT is 'phantom', which gets its gate when it is trained; name one from outside")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"{out}: not an empty directory; name a new one")
-    stamp = artifacts.read_stamp(dataset)
-    artifacts.verify_files(dataset, stamp)
-    chosen = choose_studies(read_studies(dataset, split=split), studies=studies, seed=seed)
-    if len(chosen) < MIN_STUDIES:
-        raise UserError(
-            f"{dataset}: {len(chosen)} studies of split {split!r} are too few to judge an expert, at least "
-            f"{MIN_STUDIES}; take --split test, more --studies, or a larger dataset"
-        )
-    with tempfile.TemporaryDirectory() as scratch:
+    stamp, out = _checked(settings, dataset, out), out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _withholding_messages(), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
         fetched = Path(scratch) / "expert"
         fetch_outside("expert", settings, fetched)
         expert = Expert.load(fetched)
-        embeds = []
-        for start in range(0, len(chosen), BATCH):
-            embeds.append(expert.embed_images([first_pixels(study) for study in chosen[start : start + BATCH]]))
-            progress.report(min(start + BATCH, len(chosen)), len(chosen), unit="images")
-        gate = expert_gate.measure(expert, torch.cat(embeds), [study.text for study in chosen], settings.expert_gate)
-        gate |= {"dataset": stamp["digest"], "split": split}
+        artifacts.verify_files(dataset, stamp)
+        gate = _measured(expert, dataset, settings=settings, studies=studies, seed=seed)
+        gate |= {"dataset": stamp["digest"], "split": SPLIT}
         artifacts.write_json(fetched / GATE_FILE, gate)
         with artifacts.atomic_dir(out) as partial:
             shutil.copytree(fetched, partial, dirs_exist_ok=True)
     return gate
+
+
+def _checked(settings: ModelSettings, dataset: Path, out: Path) -> dict[str, Any]:
+    """Refuse what would fail after minutes, and return the dataset's stamp."""
+    from valor.models import resolve
+
+    if settings.expert == "phantom":
+        raise UserError("EXPERT is 'phantom', which gets its gate when it is trained; name one from outside")
+    resolve.check(settings.expert, revision=settings.expert_revision, setting="EXPERT")
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out}: not empty; name a new directory")
+    if not (dataset / artifacts.STAMP).is_file():
+        raise UserError(f"{dataset}: holds no artifact; give `validate-data/dataset` of a run")
+    stamp = artifacts.read_stamp(dataset)
+    if stamp["kind"] != "dataset":
+        raise UserError(f"{dataset}: is the artifact {stamp['kind']!r}; give `validate-data/dataset` of a run")
+    return stamp
+
+
+def _measured(expert: Any, dataset: Path, *, settings: ModelSettings, studies: int, seed: int) -> dict[str, Any]:
+    import torch
+
+    from valor.data.manifest import choose_studies, first_pixels, read_studies
+    from valor.models import expert_gate
+    from valor.models.expert import BATCH
+
+    chosen = choose_studies(read_studies(dataset, split=SPLIT), studies=studies, seed=seed)
+    if len(chosen) < MIN_STUDIES:
+        raise UserError(
+            f"{dataset}: {len(chosen)} studies of split {SPLIT!r} are too few to judge an expert, at least "
+            f"{MIN_STUDIES}; raise --studies, or ingest again with a larger share for it (data.split_fractions)"
+        )
+    embeds = []
+    for start in range(0, len(chosen), BATCH):
+        embeds.append(expert.embed_images([first_pixels(study) for study in chosen[start : start + BATCH]]))
+        progress.report(min(start + BATCH, len(chosen)), len(chosen), unit="images")
+    return expert_gate.measure(expert, torch.cat(embeds), [study.text for study in chosen], settings.expert_gate)
+
+
+@contextlib.contextmanager
+def _withholding_messages() -> Iterator[None]:
+    """Tell of an unexpected error by its type alone: what it says may quote a report."""
+    import torch
+
+    from valor.stages import print_traceback
+
+    try:
+        yield
+    except (ValorError, OSError):
+        raise
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        raise ResourceError("expert-gate: out of memory; lower --studies, or use a larger machine") from error
+    except Exception as error:
+        print_traceback(error)
+        raise ValorError(f"expert-gate: {type(error).__name__}; see the traceback") from None

@@ -1,8 +1,8 @@
 """A linear probe on the base's frozen tower: how much of the findings is in the features that every arm reads.
 
 Logistic regression per finding on mean and maximum of the patch tokens, taught by the supervised share's reports as SFT
-is; strengths and thresholds come from the other share's. Where it does not beat SFT clearly, no reward could: there is
-nothing left to see. (Alain and Bengio 2016, arXiv 1610.01644.)
+is; strengths and thresholds come from the other share's. It is no bound: what trains is not linear, and
+learns of findings from each other. (Alain and Bengio 2016, arXiv 1610.01644.)
 """
 
 import functools

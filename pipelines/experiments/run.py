@@ -86,8 +86,10 @@ def run(jobs: Sequence[Job], *, root: Path, cores: int, say: Callable[[str], Non
                 say(f"[{done}/{total}, {spent / 60:.0f} min] {job.name}: {time.monotonic() - start:.0f} s")
     if failed:
         first, status = next(iter(failed.values()))
-        # A job that somebody else told to end is a failure of that job; these experiments go on.
-        kind = ResourceError if status == Interrupted.exit_code else BY_EXIT_CODE.get(status, ResourceError)
+        # A job that somebody else told to end is a failure of that job, as is one that was killed; these experiments
+        # go on. One that broke is neither a verdict nor a lack of anything.
+        was_ended = status < 0 or status == Interrupted.exit_code
+        kind = ResourceError if was_ended else BY_EXIT_CODE.get(status, ValorError)
         raise kind(f"{first.name}: {_verdict(first, root)}; its folder is {first.folder(root)}")
 
 

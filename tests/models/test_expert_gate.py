@@ -84,10 +84,11 @@ def test_a_finding_that_no_report_denies_is_denied_where_it_is_not():
     _, negations = expert_gate._sentence_tests(
         Denies(), torch.ones(10, 1), everywhere, [assertions(report) for report in everywhere]
     )
-    assert expert_gate._negation(negations["Fracture"])["negation"] == 0
+    assert expert_gate._negation(negations["Fracture"])["negation"] == 0.25
     few = {"positive": [False] * 7, "negative": [True] * 300}
     assert expert_gate._negation(few)["negation"] == 0.5
     assert expert_gate._negation({"positive": [True] * 3, "negative": [True] * 4})["negation"] is None
+    assert expert_gate._negation({"positive": [], "negative": [True] * 9})["negation"] == 0.75
 
 
 def test_it_tells_how_often_the_reward_prefers_a_report_to_its_opposites(expert, images):

@@ -37,7 +37,7 @@ from pipelines.experiments.signal import summary
 from pipelines.experiments.truth import truth_reward
 from valor import artifacts
 from valor.data.manifest import read_studies
-from valor.errors import IntegrityError, ResourceError, UserError
+from valor.errors import IntegrityError, ResourceError, UserError, ValorError
 from valor.evaluation.predict import TABLE
 from valor.evaluation.scores import COLUMNS
 from valor.recipe import parse_section
@@ -899,8 +899,9 @@ def test_jobs_run_once_and_a_failed_one_is_named_and_run_again(tmp_path, monkeyp
     assert lines[-1] == "probe: not run, it needs what failed"
     assert "nowhere" in run.verdict_on(needs, tmp_path)
     unknown = Job("unknown", "no such stage", {}, ("x",))
-    with pytest.raises(ResourceError, match="unknown: ended with status 1, so it was killed or broke"):
+    with pytest.raises(ValorError, match="unknown: ended with status 1, so it was killed or broke") as broke:
         run.run([unknown], root=tmp_path, cores=1, say=lines.append)
+    assert broke.value.exit_code == 1
     assert run.verdict_on(unknown, tmp_path).startswith("unknown: ended with status 1")
     with pytest.raises(UserError, match="the code has changed since the experiments began"):
         execute(needs, tmp_path, code="another")

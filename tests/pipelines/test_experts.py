@@ -1,10 +1,12 @@
-"""`valor expert-gate` on a real dual encoder with random weights and a dataset of sixty test studies."""
+"""`valor expert-gate` on a real dual encoder with random weights and a dataset of sixty studies in each split."""
 
 import json
+import shutil
 
 import pytest
+import torch
 from click.testing import CliRunner
-from tiny_llava import write_dataset, write_expert
+from tiny_llava import write_dataset, write_expert, write_policy
 
 from pipelines.cli import main
 from valor import artifacts
@@ -17,7 +19,7 @@ from valor.recipe import ExpertGate
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    return write_dataset(tmp_path_factory.mktemp("data") / "dataset", train=2, test=60)
+    return write_dataset(tmp_path_factory.mktemp("data") / "dataset", train=60, val=60, test=60)
 
 
 @pytest.fixture(scope="module")
@@ -35,25 +37,25 @@ def _invoke(*arguments):
 
 def test_an_outside_expert_gets_the_gate_of_each_image_with_its_own_report(dataset, outside, tmp_path):
     out = tmp_path / "new" / "gated"
-    result = _invoke(outside, "--dataset", dataset, "--split", "test", "--threshold", "0", "-o", out)
+    result = _invoke(outside, "--dataset", dataset, "--threshold", "0", "-o", out)
     assert result.exit_code == 0, result.output
     assert "held-out studies" in result.output
     assert f"models.expert={out}" in result.output
-    expert, studies = Expert.load(out), read_studies(dataset, split="test")
+    expert, studies = Expert.load(out), read_studies(dataset, split="val")
     embeds = expert.embed_images([first_pixels(study) for study in studies])
     thresholds = ExpertGate(min_auc=0, min_side_swap=0, min_negation=0, min_deletion=0)
     for images, equal in ((embeds, True), (embeds.roll(1, 0), False)):
         again = expert_gate.measure(expert, images, [study.text for study in studies], thresholds)
         assert (again["findings"]["Pleural Effusion"] == expert.gate["findings"]["Pleural Effusion"]) is equal
     assert expert.gate["dataset"] == artifacts.read_stamp(dataset)["digest"]
-    assert expert.gate["split"] == "test"
+    assert expert.gate["split"] == "val"
     require_rewarded(expert.gate)
 
 
 def test_studies_are_drawn_by_seed_and_at_most_as_many_as_asked_for(dataset, outside, tmp_path):
     gates = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        arguments = ("--dataset", dataset, "--split", "test", "-n", 50, "--seed", seed, "-o", tmp_path / name)
+        arguments = ("--dataset", dataset, "-n", 50, "--seed", seed, "-o", tmp_path / name)
         assert _invoke(outside, *arguments).exit_code == 0
         gates.append(json.loads((tmp_path / name / GATE_FILE).read_text()))
     assert gates[0] == gates[1] != gates[2]
@@ -64,31 +66,54 @@ def test_studies_are_drawn_by_seed_and_at_most_as_many_as_asked_for(dataset, out
     ("expert", "more", "exit_code", "says"),
     [
         ("phantom", (), 2, "gets its gate when it is trained"),
-        ("/no/such", ("--split", "test"), 2, "no such directory"),
-        ("org/model", ("--split", "test"), 2, "40 hex digits"),
-        ("outside", (), 2, "0 studies of split 'val'"),
-        ("outside", ("--split", "test", "-n", 10), 2, "at least 50"),
-        ("outside", ("--split", "test", "-o", "full"), 2, "not an empty directory"),
-        ("base", ("--split", "test"), 2, "dual encoder"),
-        ("damaged", ("--split", "test"), 7, "altered or cut"),
+        (" ", (), 2, "EXPERT is empty"),
+        ("/no/such", (), 2, "no such directory"),
+        ("org/model", (), 2, "40 hex digits"),
+        ("outside", ("-n", 10), 2, "10 studies of split 'val' are too few"),
+        ("outside", ("-o", "full"), 2, "not empty"),
+        ("outside", ("--dataset", "outside"), 2, "holds no artifact"),
+        ("outside", ("--dataset", "base"), 2, "is the artifact 'base'"),
+        ("outside", ("--dataset", "altered"), 7, "missing or altered"),
+        ("base", (), 2, "dual encoder"),
+        ("damaged", (), 7, "altered or cut"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_and_leaves_nothing(
     dataset, outside, tmp_path, expert, more, exit_code, says
 ):
-    places = {"outside": outside, "damaged": tmp_path / "damaged", "base": tmp_path / "base"}
-    if expert == "damaged":
-        write_expert(places["damaged"])
-        weights = places["damaged"] / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
-    if expert == "base":
-        from tiny_llava import write_policy
-
-        write_policy(places["base"])
-    (tmp_path / "full").mkdir()
-    (tmp_path / "full" / "x").touch()
-    more = [tmp_path / "full" if part == "full" else part for part in more]
+    places = {name: tmp_path / name for name in ("damaged", "base", "full", "altered")} | {"outside": outside}
+    write_expert(places["damaged"])
+    weights = places["damaged"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    write_policy(places["base"])
+    places["full"].mkdir()
+    (places["full"] / "x").touch()
+    shutil.copytree(dataset, places["altered"])
+    (places["altered"] / "shard-0.parquet").write_bytes(b"")
+    before = sorted(tmp_path.iterdir())
+    more = [places.get(part, part) for part in more]
     result = _invoke(places.get(expert, expert), "--dataset", dataset, "-o", tmp_path / "out", *more)
     assert result.exit_code == exit_code, result.output
     assert says in result.stderr
-    assert not (tmp_path / "out").exists()
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("error", "exit_code", "says"),
+    [
+        (RuntimeError("FINDINGS: effusion."), 1, "expert-gate: RuntimeError; see the traceback"),
+        (MemoryError(), 6, "lower --studies"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 6, "lower --studies"),
+        (KeyboardInterrupt(), 143, "interrupted"),
+    ],
+)
+def test_what_goes_wrong_quotes_no_report(dataset, outside, tmp_path, monkeypatch, capfd, error, exit_code, says):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(expert_gate, "measure", fail)
+    result = _invoke(outside, "--dataset", dataset, "-o", tmp_path / "out")
+    assert result.exit_code == exit_code
+    assert says in result.stderr
+    assert "effusion" not in result.output + result.stderr + "".join(capfd.readouterr())
+    assert not list(tmp_path.iterdir())

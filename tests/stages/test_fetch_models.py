@@ -139,7 +139,7 @@ def test_the_key_follows_the_noise_of_the_subjects_and_the_manifests_code(monkey
             patch.setattr(stage, "PhantomStudies", lambda chosen=studies: chosen)
             assert (phantom_key("expert", ModelSettings()) != before) is follows
     digest = artifacts.digest_file
-    for module, follows in (("data/manifest.py", True), ("data/dicom.py", False)):
+    for module, follows in (("data/manifest.py", True), ("recipe/values.py", True), ("data/dicom.py", False)):
         with monkeypatch.context() as patch:
             patch.setattr(
                 artifacts,

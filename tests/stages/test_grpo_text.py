@@ -109,7 +109,13 @@ def trained_default():
 
 
 @pytest.mark.parametrize(
-    ("field", "value"), [("loss_type", "drgrpo"), ("importance_sampling_level", "word"), ("scale_rewards", "rank")]
+    ("field", "value"),
+    [
+        ("loss_type", "drgrpo"),
+        ("importance_sampling_level", "word"),
+        ("scale_rewards", "rank"),
+        ("multi_objective_aggregation", "sum"),
+    ],
 )
 def test_a_variant_that_trl_does_not_know_is_refused_before_anything_runs(field, value):
     from valor.recipe import load

@@ -93,6 +93,7 @@ def test_a_bad_image_costs_the_image_and_not_the_study(tree, tmp_path):
 
 
 def test_quarantine_and_logs_hold_no_report_text(tree, tmp_path, caplog, capfd):
+    caplog.set_level("INFO")
     tree.add(30, report=" INDICATION: zebrafish\n", images={"x": dicom_bytes(chest(1))})
     tree.add(31, report=" FINDINGS: zebrafish.\n", images={"x": b"zebrafish"})
     _, quarantine, _ = ingested(tree.root, tmp_path / "out")

@@ -55,6 +55,7 @@ def test_the_recipe_overrides_defaults_but_not_what_valor_owns(tmp_path):
         ("sft", "eval_on_start", "no stage evaluates"),
         ("grpo_text", "eval_strategy", "no stage evaluates"),
         ("sft", "use_liger_kernel", "does not install its kernels"),
+        ("grpo_text", "use_transformers_continuous_batching", "models without images"),
         ("sft", "bf16", "the stage's dtype"),
         ("grpo_text", "fp16", "the stage's dtype .*float16 overflows"),
         ("sft", "deepspeed", "the stage's strategy"),

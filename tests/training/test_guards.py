@@ -227,6 +227,7 @@ def test_a_guard_that_cannot_see_says_so():
 
 @pytest.mark.parametrize(("epochs", "told"), [(1, True), (8, False)])
 def test_a_stage_that_epochs_end_is_told_too_what_no_guard_will_judge(tmp_path, caplog, epochs, told):
+    caplog.set_level("INFO")
     trainer = {**settings(steps=1, learning_rate=1e-4).trainer, "max_steps": -1, "num_train_epochs": epochs}
     chosen = settings(steps=1, learning_rate=1e-4).model_copy(update={"trainer": trainer, "max_new_tokens": 4})
     grpo_text(

@@ -20,19 +20,19 @@ def report(rng: np.random.Generator) -> tuple[str, str]:
     return f"There is a {size} {side} {finding}.", f"{finding} on the {side}."
 
 
-def write_dataset(path: Path, *, train: int = 12, test: int = 3, image_px: int = 48) -> Path:
+def write_dataset(path: Path, *, train: int = 12, val: int = 0, test: int = 3, image_px: int = 48) -> Path:
     rng = np.random.default_rng(5)
     path.mkdir(parents=True)
-    digests = []
+    digests, splits = [], ["train"] * train + ["val"] * val + ["test"] * test
     with manifest.TableWriter(path / "shard-0.parquet", manifest.SCHEMA) as table:
-        for i in range(train + test):
+        for i, split in enumerate(splits):
             pixels = rng.integers(0, 255, (image_px, image_px), dtype=np.uint8)
             image = manifest.StudyImage(manifest.encode_image(pixels), f"{i}.dcm", str(i), "PA", "{}")
             findings, impression = report(rng)
             study = manifest.Study(
                 study_id=f"s{i:04d}", subject_id=f"p{i:04d}", images=(image,), findings=findings,
                 impression=impression, indication=None, comparison=None, sex=None, age_band=None, device=None,
-                split="train" if i < train else "test", source_digest="0",
+                split=split, source_digest="0",
             )  # fmt: skip
             table.write(study)
             digests.append(manifest.row_digest(study))
@@ -40,7 +40,7 @@ def write_dataset(path: Path, *, train: int = 12, test: int = 3, image_px: int =
     info = {
         "schema_version": manifest.SCHEMA_VERSION,
         "digest": digest,
-        "studies": {"train": train, "val": 0, "test": test},
+        "studies": {"train": train, "val": val, "test": test},
     }
     artifacts.write_json(path / manifest.DATASET_INFO, info)
     artifacts.stamp(path, kind="dataset", stage="validate_data", digest=digest)

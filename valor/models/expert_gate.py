@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from valor.models.expert import Expert
 
 _MEASURES = ("auc", "negation", "deletion")
+_CHANCE = 0.5
 _Outcomes = dict[str, list[bool]]
 """Whether the expert preferred the right one of two sentences, by finding or by polarity."""
 _SILENT: Assertion = ("negative", None, None)
@@ -210,9 +211,12 @@ def _without(findings: Sequence[str], read: Sequence[dict[str, Assertion]], *, a
 
 
 def _negation(outcomes: _Outcomes) -> dict[str, Any]:
-    """Return a finding's accuracy where it is and where it is not, and their mean, which the threshold is for."""
+    """Return a finding's accuracy where it is and where it is not, and their mean, which the threshold is for.
+
+    A polarity without pairs counts as a coin's: who always prefers the other one must not pass for it.
+    """
     rates = {kind: sum(of) / len(of) if of else None for kind, of in outcomes.items()}
-    known, pairs = [rate for rate in rates.values() if rate is not None], sum(map(len, outcomes.values()))
+    known, pairs = [_CHANCE if rate is None else rate for rate in rates.values()], sum(map(len, outcomes.values()))
     return {
         **{f"negation_{kind}": rate for kind, rate in rates.items()},
         "negation": sum(known) / len(known) if pairs >= MIN_CASES else None,

@@ -53,6 +53,9 @@ _REFUSED = {
     "logging_nan_inf_filter": "it would hide a loss that is no number, which ends a stage",
     "trust_remote_code": "it would run code that comes with the model",
     "model_init_kwargs": "VALOR loads the model (the stage's dtype is its setting), so TRL would ignore it",
+    **dict.fromkeys(
+        ("use_transformers_continuous_batching", "use_transformers_paged"), "TRL has it for models without images alone"
+    ),
     "use_liger_kernel": "VALOR does not install its kernels, and shared prompts would go past them",
     **dict.fromkeys(("do_eval", "do_predict", "eval_on_start", "eval_strategy"), "no stage evaluates while it trains"),
     "load_best_model_at_end": "no stage evaluates, so none would be the best",
@@ -121,6 +124,7 @@ _CHOICES: dict[str, tuple[str | bool, ...]] = {
     "loss_type": ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo"),
     "importance_sampling_level": ("token", "sequence"),
     "scale_rewards": ("group", "batch", "none", True, False),
+    "multi_objective_aggregation": ("sum_then_normalize", "normalize_then_sum"),
     # Not "best": no stage evaluates, so nothing would be saved. Not "epoch": a generation may end within the next one.
     "save_strategy": ("steps", "no"),
     # The guards look at log lines, and the first of them is what they compare with.

@@ -23,7 +23,7 @@ from valor.stages import StageResult
 
 log = logging.getLogger(__name__)
 
-_CODE = ("models", "clinical", "data/phantom", "data/manifest.py")
+_CODE = ("models", "clinical", "data/phantom", "data/manifest.py", "recipe/values.py")
 """Packages and modules of valor that a phantom model's weights depend on."""
 _LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "pillow", "scipy", "scikit-learn")
 """Libraries that draw, tokenize, train and measure."""

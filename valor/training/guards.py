@@ -156,7 +156,7 @@ def blind_spots(guards: Guards | None, *, beta: float, logging_steps: int, max_s
     if guards.max_kl is not None and not beta:
         found.append(
             "guards.max_kl watches nothing, since trainer.beta is 0 and the KL divergence is not measured; 1e-6 "
-            "measures it and teaches nothing"
+            "measures it and teaches nothing, at the price of a reference model (with lora there is none to load)"
         )
     if max_steps // logging_steps * logging_steps <= max(guards.window, logging_steps):
         found.append(

@@ -1,14 +1,15 @@
 """Measure the gate of an expert from outside on a dataset, for `valor expert-gate`."""
 
 import contextlib
-import shutil
+import errno
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from valor import artifacts, progress
-from valor.errors import ResourceError, UserError, ValorError
+from valor import artifacts, progress, storage
+from valor.errors import Interrupted, ResourceError, UserError, ValorError, shown
 from valor.recipe import ModelSettings
 
 SPLIT = "val"
@@ -28,26 +29,33 @@ def measure_gate(settings: ModelSettings, *, dataset: Path, studies: int, seed: 
         out: the directory to make: the expert's files and `expert_gate.json`, for `models.expert`.
 
     Raises:
-        UserError: no such expert or no dual encoder, no dataset, `out` is not empty, or too few studies.
+        UserError: no such expert or no dual encoder, no dataset, `out` is there, or too few studies.
         IntegrityError: the weights or the dataset are damaged.
         ServiceError: the hub or the store cannot be reached.
         ResourceError: out of memory or disk.
+        Interrupted: SIGTERM.
     """
-    from valor.models.expert import GATE_FILE, Expert
-    from valor.stages.fetch_models import fetch_outside
+    from valor.models.expert import Expert
+    from valor.models.gate_file import GATE_FILE
+    from valor.stages.fetch_models import fetch_outside, naming
 
-    stamp, out = _checked(settings, dataset, out), out.absolute()
+    out = out.resolve()
+    stamp = _checked(settings, dataset, out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with _withholding_messages(), tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as scratch:
-        fetched = Path(scratch) / "expert"
+    scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:100]}-")
+    with _told_to_end(), _withholding_messages(), artifacts.full_disk_is_a_resource_error(out), scratch as folder:
+        fetched = Path(folder) / "expert"
         fetch_outside("expert", settings, fetched)
-        expert = Expert.load(fetched)
+        # One that it brought along is of other studies.
+        (fetched / GATE_FILE).unlink(missing_ok=True)
+        with naming(f"EXPERT {settings.expert!r}", fetched):
+            expert = Expert.load(fetched)
         artifacts.verify_files(dataset, stamp)
         gate = _measured(expert, dataset, settings=settings, studies=studies, seed=seed)
         gate |= {"dataset": stamp["digest"], "split": SPLIT}
         artifacts.write_json(fetched / GATE_FILE, gate)
-        with artifacts.atomic_dir(out) as partial:
-            shutil.copytree(fetched, partial, dirs_exist_ok=True)
+        artifacts.stamp(fetched, kind="expert", stage="expert-gate", parents={"dataset": stamp["digest"]})
+        _put(fetched, out)
     return gate
 
 
@@ -58,8 +66,12 @@ def _checked(settings: ModelSettings, dataset: Path, out: Path) -> dict[str, Any
     if settings.expert == "phantom":
         raise UserError("EXPERT is 'phantom', which gets its gate when it is trained; name one from outside")
     resolve.check(settings.expert, revision=settings.expert_revision, setting="EXPERT")
-    if out.exists() and any(out.iterdir()):
-        raise UserError(f"{out}: not empty; name a new directory")
+    if out.exists():
+        raise UserError(f"{shown(str(out))}: is there already; name a new directory")
+    taken = [dataset] if storage.is_remote(settings.expert) else [dataset, Path(settings.expert)]
+    for place in taken:
+        if out.is_relative_to(place.resolve()):
+            raise UserError(f"{shown(str(out))}: lies inside {place}, which it would alter; name another place")
     if not (dataset / artifacts.STAMP).is_file():
         raise UserError(f"{dataset}: holds no artifact; give `validate-data/dataset` of a run")
     stamp = artifacts.read_stamp(dataset)
@@ -75,17 +87,43 @@ def _measured(expert: Any, dataset: Path, *, settings: ModelSettings, studies: i
     from valor.models import expert_gate
     from valor.models.expert import BATCH
 
-    chosen = choose_studies(read_studies(dataset, split=SPLIT), studies=studies, seed=seed)
+    every = read_studies(dataset, split=SPLIT)
+    chosen = choose_studies(every, studies=studies, seed=seed)
     if len(chosen) < MIN_STUDIES:
+        fix = "raise --studies" if len(every) >= MIN_STUDIES else "take a dataset with more of them"
         raise UserError(
             f"{dataset}: {len(chosen)} studies of split {SPLIT!r} are too few to judge an expert, at least "
-            f"{MIN_STUDIES}; raise --studies, or ingest again with a larger share for it (data.split_fractions)"
+            f"{MIN_STUDIES}; {fix}"
         )
     embeds = []
     for start in range(0, len(chosen), BATCH):
         embeds.append(expert.embed_images([first_pixels(study) for study in chosen[start : start + BATCH]]))
         progress.report(min(start + BATCH, len(chosen)), len(chosen), unit="images")
     return expert_gate.measure(expert, torch.cat(embeds), [study.text for study in chosen], settings.expert_gate)
+
+
+def _put(fetched: Path, out: Path) -> None:
+    """Move the finished directory to its place, where nobody has put anything meanwhile."""
+    try:
+        fetched.rename(out)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+            raise
+        raise UserError(f"{shown(str(out))}: has been made by somebody else meanwhile; name a new directory") from error
+
+
+@contextlib.contextmanager
+def _told_to_end() -> Iterator[None]:
+    """Let SIGTERM end as an error does, so that the half of a copy goes."""
+
+    def end(*_: object) -> None:
+        raise Interrupted("expert-gate: told to end; run again")
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -1,5 +1,7 @@
 """Small JSON files beside artifacts: what is no such file is told by its name."""
 
+import json
+
 import pytest
 
 from valor import artifacts
@@ -67,3 +69,14 @@ def test_a_digest_is_that_of_the_content(tmp_path, kind, digest):
     artifacts.write_json(tmp_path / artifacts.STAMP, {**whole, "digest": digest})
     with pytest.raises(IntegrityError, match=rf"artifact\.json: digest is '{digest}', its content has '\w+'; remove"):
         artifacts.verify_files(tmp_path, artifacts.read_stamp(tmp_path))
+
+
+def test_an_index_that_names_weights_elsewhere_is_refused(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"x")
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
+    assert list(artifacts.weight_digests(tmp_path)) == ["model.safetensors"]
+    for shards in ({"a": "../other/model.safetensors"}, {"a": "gone.safetensors"}, "x"):
+        index.write_text(json.dumps({"weight_map": shards}))
+        with pytest.raises(IntegrityError, match=r"index\.json: names .* no weights file beside it"):
+            artifacts.weight_digests(tmp_path)

@@ -250,10 +250,19 @@ def _sizes(path: Path) -> dict[str, int]:
 
 
 def weight_digests(path: Path) -> dict[str, str]:
-    """Return {file name: sha256} of a checkpoint's safetensors files."""
+    """Return {file name: sha256} of a checkpoint's safetensors files.
+
+    Raises:
+        IntegrityError: there is none, or an index names weights beside them, which nobody would verify.
+    """
     files = {p.name: digest_file(p) for p in sorted(path.glob("*.safetensors"))}
     if not files:
         raise IntegrityError(f"{path}: holds no *.safetensors file; a checkpoint is what save_pretrained writes")
+    for index in path.glob("*.safetensors.index.json"):
+        shards = read_json(index).get("weight_map")
+        names = set(shards.values()) if isinstance(shards, dict) else {""}
+        if strange := sorted(map(str, names - files.keys())):
+            raise IntegrityError(f"{index}: names {shown(strange[0])!r}, which is no weights file beside it")
     return files
 
 

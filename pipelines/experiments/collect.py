@@ -5,12 +5,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from pipelines.experiments import facts, results, run
 from pipelines.experiments.arms import ARMS, EXPERTS, Seed, curves
 from pipelines.experiments.execute import code_digest
 from pipelines.experiments.jobs import Job, with_ancestors
 from valor import artifacts
-from valor.errors import UserError
+from valor.errors import IntegrityError, UserError
+from valor.models import gate_file
 
 _COSTLY = ("sft", "grpo_text", "grpo_vision", "truth", "predict")
 
@@ -43,17 +46,10 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         # Before anything that stands there goes.
         found = with_ancestors([*reports.values(), *drawn.values(), *measured, models])
         run.require_made_by(found, root, code_digest())
-        for path in _tables(folder, number):
-            path.unlink()
+        evidence = seed.data.output("evidence").path(root)
+        tables = {name: _table(evidence, job.output("predictions").path(root)) for name, job in reports.items()}
         told: dict[str, Any] = {"seed": number, "stopped": stopped, "scored_by": code_digest()}
         told["arms"] = {name: _cost(job, seed, root) for name, job in reports.items()}
-        evidence = seed.data.output("evidence").path(root)
-        for name, job in reports.items():
-            path = job.output("predictions").path(root)
-            results.save(folder / f"{name}-{number}.npz", results.study_table(evidence=evidence, predictions=path))
-        for name, job in drawn.items():
-            for path in sorted(job.output("curve").path(root).glob("*.npz")):
-                shutil.copyfile(path, folder / f"curve-{name}-{number}_{path.name}")
         for job in measured:
             told[job.stage] = artifacts.read_json(job.output(job.stage).path(root) / f"{job.stage}.json")
         if models.is_done(root):
@@ -66,13 +62,36 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         others = {level: seed.models(expert=level) for level in EXPERTS if level != "strong"}
         told["other_experts"] = {level: _gate(job, root) for level, job in others.items() if job.is_done(root)}
         told["jobs"] = _records([*reports.values(), *drawn.values(), *measured], root)
+        # All that could be damaged has been read by now.
+        for path in _tables(folder, number):
+            path.unlink()
+        for name, table in tables.items():
+            results.save(folder / f"{name}-{number}.npz", table)
+        for name, job in drawn.items():
+            for path in sorted(job.output("curve").path(root).glob("*.npz")):
+                shutil.copyfile(path, folder / f"curve-{name}-{number}_{path.name}")
         told["tables"] = digests(folder, number)
         facts.write(folder / f"facts-{number}.json", told)
 
 
+def _table(evidence: Path, predictions: Path) -> Any:
+    """Return an arm's table of studies.
+
+    Raises:
+        IntegrityError: its reports, or the truth that they are scored by, are damaged.
+    """
+    try:
+        return results.study_table(evidence=evidence, predictions=predictions)
+    except (pa.ArrowException, FileNotFoundError) as error:
+        raise IntegrityError(
+            f"{predictions}: it, or the truth in {evidence}, is damaged ({type(error).__name__}); delete the job's "
+            "folder and run the experiments again"
+        ) from error
+
+
 def _gate(models: Job, root: Path) -> dict[str, Any]:
     """Return what the gate of a job's expert found."""
-    gate = artifacts.read_json(models.output("expert").path(root) / "expert_gate.json")
+    gate = gate_file.read(models.output("expert").path(root))
     kept = {key: gate[key] for key in ("masked", "masked_sides", "overall", "findings")}
     return kept | {"tolerance": gate["paraphrase_noise"]["statements"]}
 

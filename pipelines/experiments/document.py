@@ -290,7 +290,7 @@ def _signal(facts: Sequence[Facts]) -> str:
         return ""
     lines = []
     for name in measured[0]:
-        rows = [one[name] for one in measured]
+        rows = [one[name] for one in measured if name in one]
         ratio = [_with_bounds(row.signal_to_noise, row.bounds.signal_to_noise, scale=1000) for row in rows]
         cosine = [_with_bounds(row.cosine, row.bounds.cosine) for row in rows]
         lines.append(f"| {name} | {', '.join(ratio)} | {', '.join(cosine)} |")

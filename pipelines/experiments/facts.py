@@ -10,7 +10,8 @@ from pipelines.experiments.arms import ARMS
 from valor import artifacts
 from valor.errors import IntegrityError, shown
 
-Seconds = Annotated[int, pydantic.Field(ge=0)]
+Seconds = Annotated[int, pydantic.Field(ge=0, lt=10**9)]
+Rate = Annotated[float, pydantic.Field(ge=0, le=1)]
 
 
 class _Part(pydantic.BaseModel):
@@ -39,19 +40,19 @@ class Job(_Part):
 class Probe(_Part):
     """The linear probe's scores on the tower's features, each in [0, 1]."""
 
-    f1_macro: float
-    f1_micro: float
-    auc_macro: float
-    auc: dict[str, float]
+    f1_macro: Rate
+    f1_micro: Rate
+    auc_macro: Rate
+    auc: dict[str, Rate]
 
 
 class Finding(_Part):
     """A finding's accuracies at the expert's gate, each in [0, 1]; None where the held-out reports have no case."""
 
-    auc: float | None
-    side_swap: float | None
-    negation: float | None
-    deletion: float | None
+    auc: Rate | None
+    side_swap: Rate | None
+    negation: Rate | None
+    deletion: Rate | None
 
 
 class Expert(_Part):
@@ -59,9 +60,15 @@ class Expert(_Part):
 
     masked: list[str]
     masked_sides: list[str]
-    overall: dict[str, float | None]
+    overall: dict[str, Rate | None]
     findings: dict[str, Finding]
-    tolerance: float | None = None
+    tolerance: Annotated[float, pydantic.Field(ge=0)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _masks_what_it_rates(self) -> Self:
+        if unknown := sorted({*self.masked, *self.masked_sides} - self.findings.keys()):
+            raise ValueError(f"masks {shown(unknown[0])!r}, which it does not rate")
+        return self
 
 
 class Models(_Part):

@@ -3,11 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from tiny_llava import gate_of
 from transformers import LlamaConfig, LlamaForCausalLM, SiglipConfig, SiglipModel
 
 from valor import artifacts
 from valor.errors import IntegrityError, UserError
-from valor.models.expert import GATE_FILE, Expert, require_dual_encoder
+from valor.models.expert import Expert, require_dual_encoder
+from valor.models.gate_file import GATE_FILE
 
 
 def _save(clip, path):
@@ -23,7 +25,7 @@ def _images(count, px=60):
 
 def test_a_loaded_expert_embeds_as_the_saved_one(clip, expert, tmp_path):
     _save(clip, tmp_path)
-    artifacts.write_json(tmp_path / GATE_FILE, {"measured": True, "masked": []})
+    artifacts.write_json(tmp_path / GATE_FILE, gate_of(masked=["Edema"]))
     loaded = Expert.load(tmp_path)
     assert torch.allclose(loaded.embed_images(_images(3)), expert.embed_images(_images(3)))
     assert torch.allclose(loaded.embed_texts(["No edema."]), expert.embed_texts(["No edema."]), atol=1e-6)

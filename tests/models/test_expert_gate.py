@@ -75,6 +75,12 @@ def test_whoever_always_denies_or_always_asserts_is_right_in_half_of_the_negatio
             assert verdict["masked"] == "negation 0.50 < 0.85"
 
 
+def test_reports_without_a_sentence_leave_the_noise_of_wording_a_number(expert, images):
+    reports = [*REPORTS[:-4], *["FINDINGS: SINGLE FRONTAL VIEW OF THE CHEST:"] * 4]
+    noise = expert_gate.measure(expert, images, reports, ExpertGate(min_negation=0))["paraphrase_noise"]
+    assert noise["paper"] >= 0
+
+
 def test_a_finding_that_no_report_denies_is_denied_where_it_is_not():
     reports = ["There is a rib fracture. No edema.", "There is pulmonary edema."] * 10
     read = [assertions(report) for report in reports]

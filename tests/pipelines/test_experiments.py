@@ -26,6 +26,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from scipy import stats
+from tiny_llava import gate_of
 
 from pipelines.experiments import analysis, arms, collect, command, document, headline, ledger, results, run, wording
 from pipelines.experiments.analysis import Table
@@ -608,6 +609,9 @@ def test_a_table_that_was_collected_broken_is_named(collected, content):
         (lambda facts: {**facts, "probe": 3}, "probe is 3"),
         (lambda facts: {**facts, "expert": {"masked": [1]}}, r"expert\.masked\.0 is 1"),
         (lambda facts: {**facts, "models": {}}, r"models\.processor_seconds is {}: Field required"),
+        (lambda facts: {**facts, "expert": facts["expert"] | {"tolerance": -1.0}}, r"expert\.tolerance is -1.0"),
+        (lambda facts: {**facts, "expert": facts["expert"] | {"overall": {"macro_auc": 50.0}}}, r"expert\.overall\."),
+        (lambda facts: {**facts, "expert": facts["expert"] | {"masked": ["x"]}}, "expert is .*masks 'x'"),
         (lambda facts: {**facts, "signal": {}}, "signal is {}: Dictionary should have at least 1 item"),
         (lambda facts: {**facts, "signal": []}, "signal is .*: Input should be"),
         (lambda facts: {**facts, "stopped": ["sft"]}, "stopped is .*: Input should be"),
@@ -654,9 +658,7 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
     read = {"overall": {}, "findings": {}, "masked": [], "masked_sides": []}
     read |= {"paraphrase_noise": {"statements": 0.25}}
     monkeypatch.setattr(results, "study_table", lambda **_: one)
-    monkeypatch.setattr(
-        collect.artifacts, "read_json", lambda path: read if "gate" in path.name else json.loads(path.read_text())
-    )
+    monkeypatch.setattr(collect.gate_file, "read", lambda path: read)
     root, folder, seed = tmp_path / "root", tmp_path / "page", Seed(7)
     folder.mkdir()
     for name in ("paper-7.npz", "curve-sft-7_1.npz", "paper-8.npz"):
@@ -686,6 +688,19 @@ def test_what_is_collected_is_what_is_done_and_nothing_that_was(tmp_path, monkey
     assert {record["code"] for record in facts["jobs"].values()} == {code_digest()}
 
 
+@pytest.mark.parametrize("damage", [pa.ArrowInvalid("no Parquet"), FileNotFoundError("predictions.parquet")])
+def test_a_damaged_result_costs_nothing_that_was_collected(tmp_path, monkeypatch, damage):
+    def damaged(**_):
+        raise damage
+
+    monkeypatch.setattr(results, "study_table", damaged)
+    (tmp_path / "paper-7.npz").write_bytes(b"of before")
+    finish(tmp_path / "root", [ARMS["sft"].reports(Seed(7))], code=code_digest())
+    with pytest.raises(IntegrityError, match=r"predictions.* is damaged .*delete the job's folder"):
+        collect.collect(tmp_path / "root", tmp_path, asked={7: ["sft"]})
+    assert (tmp_path / "paper-7.npz").read_bytes() == b"of before"
+
+
 def test_results_of_other_code_take_no_place_of_what_was_collected(tmp_path):
     (tmp_path / "paper-7.npz").write_bytes(b"of before")
     (tmp_path / "facts-7.json").write_text("{}")
@@ -706,9 +721,7 @@ def test_what_is_finished_so_far_can_be_collected_while_the_rest_runs(tmp_path, 
     reports = ARMS["sft"].reports(seed)
     models = seed.models().output("expert").path(tmp_path / "experiments")
     models.mkdir(parents=True)
-    read = {"overall": {}, "findings": {}, "masked": [], "masked_sides": []}
-    read |= {"paraphrase_noise": {"statements": 0.25}}
-    (models / "expert_gate.json").write_text(json.dumps(read))
+    (models / "expert_gate.json").write_text(json.dumps(gate_of()))
     finish(tmp_path / "experiments", [reports], code=code_digest())
     page = command.collect_all([], seeds=[7], folder=tmp_path / "page").read_text()
     assert "| 7 | not known | sft |" in page

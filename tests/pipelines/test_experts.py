@@ -1,7 +1,10 @@
 """`valor expert-gate` on a real dual encoder with random weights and a dataset of sixty studies in each split."""
 
+import errno
 import json
+import os
 import shutil
+import signal
 
 import pytest
 import torch
@@ -12,9 +15,12 @@ from pipelines.cli import main
 from valor import artifacts
 from valor.data.manifest import first_pixels, read_studies
 from valor.models import expert_gate
-from valor.models.expert import GATE_FILE, Expert
+from valor.models.expert import Expert
+from valor.models.gate_file import GATE_FILE
 from valor.models.statements import require_rewarded
 from valor.recipe import ExpertGate
+
+UPWARDS = ("new/..", "new/../..")
 
 
 @pytest.fixture(scope="module")
@@ -66,11 +72,17 @@ def test_studies_are_drawn_by_seed_and_at_most_as_many_as_asked_for(dataset, out
     ("expert", "more", "exit_code", "says"),
     [
         ("phantom", (), 2, "gets its gate when it is trained"),
-        (" ", (), 2, "EXPERT is empty"),
+        (" ", (), 2, "EXPERT is ''"),
         ("/no/such", (), 2, "no such directory"),
         ("org/model", (), 2, "40 hex digits"),
         ("outside", ("-n", 10), 2, "10 studies of split 'val' are too few"),
-        ("outside", ("-o", "full"), 2, "not empty"),
+        ("outside", ("-o", "full"), 2, "is there already"),
+        ("outside", ("-o", "full/new/.."), 2, "is there already"),
+        ("outside", ("-o", "full/new/../.."), 2, "is there already"),
+        ("outside", ("-o", ""), 2, "is there already"),
+        ("outside", ("-o", "gs://bucket/gated"), 2, "give a model and a new directory"),
+        ("outside", ("-o", "base/gated"), 2, "which it would alter"),
+        ("outside", ("--threshold", "nan"), 2, "--threshold is nan"),
         ("outside", ("--dataset", "outside"), 2, "holds no artifact"),
         ("outside", ("--dataset", "base"), 2, "is the artifact 'base'"),
         ("outside", ("--dataset", "altered"), 7, "missing or altered"),
@@ -91,11 +103,44 @@ def test_what_cannot_be_measured_is_refused_and_leaves_nothing(
     shutil.copytree(dataset, places["altered"])
     (places["altered"] / "shard-0.parquet").write_bytes(b"")
     before = sorted(tmp_path.iterdir())
-    more = [places.get(part, part) for part in more]
+    inputs = {**places, "base/gated": dataset / "gated", **{f"full/{end}": tmp_path / "full" / end for end in UPWARDS}}
+    more = [inputs.get(part, part) for part in more]
     result = _invoke(places.get(expert, expert), "--dataset", dataset, "-o", tmp_path / "out", *more)
     assert result.exit_code == exit_code, result.output
     assert says in result.stderr
+    assert str(tmp_path / ".out") not in result.stderr, "it names a copy that is gone"
     assert sorted(tmp_path.iterdir()) == before
+    assert (places["full"] / "x").exists()
+
+
+def test_what_somebody_puts_in_its_place_meanwhile_stays(dataset, outside, tmp_path, monkeypatch):
+    out, measure = tmp_path / "out", expert_gate.measure
+
+    def slowly(*arguments):
+        out.mkdir()
+        (out / "notes.txt").touch()
+        return measure(*arguments)
+
+    monkeypatch.setattr(expert_gate, "measure", slowly)
+    result = _invoke(outside, "--dataset", dataset, "-o", out)
+    assert result.exit_code == 2
+    assert "made by somebody else meanwhile" in result.stderr
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "notes.txt"]
+
+
+def test_an_expert_that_passes_for_nothing_is_not_recommended(dataset, outside, tmp_path):
+    result = _invoke(outside, "--dataset", dataset, "--threshold", "1", "-o", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "only grpo_vision.similarity: paper can use it" in result.output
+    assert "similarity=statements" not in result.output
+
+
+def test_a_gate_that_the_expert_brought_along_is_measured_anew_however_damaged(dataset, tmp_path):
+    brought = write_expert(tmp_path / "brought")
+    (brought / GATE_FILE).write_text("[")
+    assert _invoke(brought, "--dataset", dataset, "-o", tmp_path / "out").exit_code == 0
+    assert Expert.load(tmp_path / "out").gate["studies"] == 60
+    assert artifacts.read_stamp(tmp_path / "out")["kind"] == "expert"
 
 
 @pytest.mark.parametrize(
@@ -105,10 +150,14 @@ def test_what_cannot_be_measured_is_refused_and_leaves_nothing(
         (MemoryError(), 6, "lower --studies"),
         (torch.OutOfMemoryError("CUDA out of memory"), 6, "lower --studies"),
         (KeyboardInterrupt(), 143, "interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device", "x"), 6, "no space left"),
+        (signal.SIGTERM, 143, "told to end"),
     ],
 )
 def test_what_goes_wrong_quotes_no_report(dataset, outside, tmp_path, monkeypatch, capfd, error, exit_code, says):
     def fail(*_):
+        if isinstance(error, signal.Signals):
+            os.kill(os.getpid(), error)
         raise error
 
     monkeypatch.setattr(expert_gate, "measure", fail)

@@ -8,14 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "training"))
-from tiny_llava import world
+from tiny_llava import gate_of, world
 
 from valor import artifacts, storage
 from valor.context import Context
 from valor.data.manifest import read_studies
 from valor.errors import DataError, IntegrityError, UserError
 from valor.evaluation.predict import INFO, TABLE, likeliest
-from valor.models.expert import GATE_FILE, Expert
+from valor.models.expert import Expert
+from valor.models.gate_file import GATE_FILE
 from valor.models.generate import Generated
 from valor.recipe import PredictSettings
 from valor.stages import predict as stage
@@ -96,7 +97,7 @@ def opinionated(tmp_path_factory) -> Path:
     """An expert that finds a pleural effusion unlikely in every image, and knows nothing else."""
     path = tmp_path_factory.mktemp("opinionated") / "expert"
     shutil.copytree(world().expert, path)
-    gate = {"measured": True, "masked": [], "calibration": {"Pleural Effusion": {"scale": 0.0, "bias": -3.0}}}
+    gate = gate_of(calibration={"Pleural Effusion": {"scale": 0.0, "bias": -3.0}})
     artifacts.write_json(path / GATE_FILE, gate)
     artifacts.stamp(path, kind="expert", stage="fetch_models")
     return path

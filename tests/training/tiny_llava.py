@@ -66,10 +66,19 @@ def write_policy(path: Path, *, prompt: str = PROMPT) -> Path:
     return path
 
 
+def gate_of(**content: object) -> dict[str, object]:
+    """Return the content of a gate that masks nothing and calibrates nothing, but for what is given."""
+    nothing = {"paper": None, "statements": None}
+    return {
+        "measured": True, "studies": 0, "masked": [], "masked_sides": [], "calibration": {}, "findings": {},
+        "paraphrase_noise": nothing, "overall": {}, "prefers": {}, **content,
+    }  # fmt: skip
+
+
 def write_expert(path: Path) -> Path:
     """Write a tiny CLIP with random weights and a gate: a dual encoder whose opinions are arbitrary but fixed."""
     from valor.clinical.vocabulary import OBSERVATIONS
-    from valor.models.expert import GATE_FILE
+    from valor.models.gate_file import GATE_FILE
     from valor.models.tiny import build_clip
     from valor.recipe import PhantomExpert
 
@@ -80,8 +89,7 @@ def write_expert(path: Path) -> Path:
     place = {"scale": 20.0, "bias": [0.0] * 3, "prior": [1 / 3] * 3}
     calibration = {finding: {"scale": 50.0, "bias": 0.0, "side": place, "zone": place} for finding in OBSERVATIONS}
     noise = {"paper": 1e-4, "statements": 1e-3}
-    gate = {"measured": True, "masked": [], "calibration": calibration, "paraphrase_noise": noise}
-    artifacts.write_json(path / GATE_FILE, gate)
+    artifacts.write_json(path / GATE_FILE, gate_of(calibration=calibration, paraphrase_noise=noise))
     artifacts.write_checkpoint_info(path, stage="fetch_models", parents={})
     artifacts.stamp(path, kind="expert", stage="fetch_models")
     return path

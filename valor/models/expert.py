@@ -2,7 +2,7 @@
 
 A text encoder reads at most 77 tokens (SigLIP 64), less than many reports and more than nearly every sentence, so
 reports are scored sentence by sentence. The expert's gate and calibration lie beside the weights in
-`expert_gate.json` (`valor.models.expert_gate`).
+`expert_gate.json` (`valor.models.expert_gate`, `valor.models.gate_file`).
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from valor import artifacts
 from valor.errors import IntegrityError, UserError
+from valor.models import gate_file
 from valor.models.loading import damage_is_an_integrity_error, fastest_device, fit_pixels
 from valor.models.sentences import sentences
 
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
 
-GATE_FILE = "expert_gate.json"
 BATCH = 64
 """Images or texts in one pass, where nothing hangs on the last bit."""
 _BESIDE = {
@@ -92,10 +92,11 @@ class Expert:
             raise IntegrityError(
                 f"{path}: {len(info['missing_keys'])} tensors are missing, the first is {name}; fetch it again"
             )
-        gate_path = path / GATE_FILE
-        gate = artifacts.read_json(gate_path) if gate_path.exists() else {"measured": False}
+        gate = gate_file.read(path)
         with damage_is_an_integrity_error(path, "tokenizer"):
             tokenizer = AutoTokenizer.from_pretrained(path, **safe)
+        if tokenizer.pad_token is None:
+            raise UserError(f"{path}: its tokenizer names no pad_token, so sentences cannot share a batch; set one")
         with damage_is_an_integrity_error(path, "image processor"):
             image_processor = AutoImageProcessor.from_pretrained(path, **safe)
         return cls(model.to(fastest_device()), tokenizer, image_processor, gate=gate)

@@ -157,7 +157,9 @@ def _paper_noise(
     for row, own in enumerate(read):
         said = sorted((f, *state) for f, state in own.items() if state[0] != "negative")
         alike.setdefault(repr(said), []).append(row)
-    pairs = [(a, b) for rows in alike.values() for a, b in itertools.pairwise(rows)]
+    # A section in capitals alone has no sentence that could be scored.
+    with_words = [[row for row in rows if sentences(reports[row])] for rows in alike.values()]
+    pairs = [(a, b) for rows in with_words for a, b in itertools.pairwise(rows)]
     if len(pairs) < MIN_CASES:
         return None
     images = image_embeds[[a for a, _ in pairs]]

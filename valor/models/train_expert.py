@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 from valor import artifacts
 from valor.clinical.vocabulary import OBSERVATIONS, SIDES, ZONES
 from valor.models import expert_gate, statements
-from valor.models.expert import GATE_FILE, Expert
+from valor.models.expert import Expert
+from valor.models.gate_file import GATE_FILE
 from valor.models.optimise import batches, fit
 from valor.models.readings import agreement, signature
 from valor.models.sentences import moved_zones, reversed_polarity, sentences, swap_sides

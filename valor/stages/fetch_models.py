@@ -4,16 +4,18 @@ A model that is trained here is kept in `work_root/models/<digest of settings an
 a killed task nor a lost pipeline cache trains it twice.
 """
 
+import contextlib
 import logging
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from valor import artifacts, progress, storage
 from valor.context import Context
-from valor.errors import UserError
-from valor.models import expert_gate
-from valor.models.expert import GATE_FILE, require_dual_encoder
+from valor.errors import IntegrityError, UserError
+from valor.models import expert_gate, gate_file
+from valor.models.expert import require_dual_encoder
 from valor.models.loading import load_processor, write_prompt
 from valor.models.resolve import resolve
 from valor.models.tokens import IMAGE
@@ -63,9 +65,8 @@ def fetch_models(
         with artifacts.atomic_dir(judge) as partial:
             shutil.copytree(expert, partial, dirs_exist_ok=True)
     values = {}
-    gate_path = expert / GATE_FILE
-    if gate_path.exists():
-        gate = artifacts.read_json(gate_path)
+    gate = gate_file.read(expert)
+    if gate["measured"]:
         log.info("%s", expert_gate.show(gate))
         values = expert_gate.metrics(gate)
     else:
@@ -85,22 +86,26 @@ def fetch_outside(kind: str, settings: ModelSettings, path: Path) -> None:
     progress.report(0, 1, unit=f"{kind} fetched")
     with artifacts.atomic_dir(path) as partial:
         origin = resolve(source, revision=revision, setting=f"models.{kind}", path=partial)
-        try:
+        with naming(f"models.{kind} {source!r}", partial):
             _require_image_text(partial) if kind == "base" else require_dual_encoder(partial)
-        except UserError as error:
-            raise UserError(str(error).replace(str(partial), f"models.{kind} {source!r}")) from None
-        parents: dict[str, str] = {}
-        if (partial / artifacts.CHECKPOINT_INFO).exists():
-            artifacts.load_checkpoint_info(partial)
-            parents = {"source": artifacts.digest_file(partial / artifacts.CHECKPOINT_INFO)}
-        if kind == "base":
-            write_prompt(partial, settings.prompt)
-            try:
+            parents: dict[str, str] = {}
+            if (partial / artifacts.CHECKPOINT_INFO).exists():
+                artifacts.load_checkpoint_info(partial)
+                parents = {"source": artifacts.digest_file(partial / artifacts.CHECKPOINT_INFO)}
+            if kind == "base":
+                write_prompt(partial, settings.prompt)
                 load_processor(partial)
-            except UserError as error:
-                raise UserError(str(error).replace(str(partial), f"models.base {source!r}")) from None
-        artifacts.write_checkpoint_info(partial, stage="fetch_models", parents=parents, origin=origin)
+            artifacts.write_checkpoint_info(partial, stage="fetch_models", parents=parents, origin=origin)
     progress.report(1, 1, unit=f"{kind} fetched")
+
+
+@contextlib.contextmanager
+def naming(what: str, copy: Path) -> Iterator[None]:
+    """Let an error name what the user gave instead of the copy of it, which is gone when the error is read."""
+    try:
+        yield
+    except (UserError, IntegrityError) as error:
+        raise type(error)(str(error).replace(str(copy), what)) from error
 
 
 def phantom_key(kind: str, settings: ModelSettings) -> str:

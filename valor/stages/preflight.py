@@ -1,6 +1,5 @@
 """Look at the source and the champion before anything else runs; never cached, so new data is always seen."""
 
-import json
 import logging
 from pathlib import Path
 
@@ -9,8 +8,7 @@ from valor.context import Context, require_lasting_places
 from valor.data.shards import plan_shards
 from valor.errors import UserError
 from valor.evaluation import gate_rules
-from valor.models import resolve
-from valor.models.expert import GATE_FILE
+from valor.models import gate_file, resolve
 from valor.models.statements import require_rewarded
 from valor.recipe import DataSettings, check_publishing, parse_section
 from valor.stages import StageResult
@@ -93,8 +91,8 @@ def _require_gate(place: str) -> None:
     """
     if place == "phantom" or not (storage.is_remote(place) or Path(place).is_dir()):
         return
-    path = storage.join(place, GATE_FILE)
-    gate = json.loads(storage.read_bytes(path)) if storage.exists(path) else {"measured": False}
+    path = storage.join(place, gate_file.GATE_FILE)
+    gate = gate_file.parse(storage.read_bytes(path), place=path) if storage.exists(path) else gate_file.UNMEASURED
     try:
         require_rewarded(gate)
     except UserError as error:

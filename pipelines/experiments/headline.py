@@ -107,6 +107,6 @@ def _same_time(arms: Sequence[Mapping[str, Cost]]) -> tuple[str, bool, str]:
     # A resumed job knows its last try alone, which would make the final model look cheaper than it was.
     if any(one[name].resumed for one in arms for name in (BASELINE, FINAL)):
         return asked, False, "not known: a job was resumed"
-    spent = [[one[name].processor_seconds for name in (BASELINE, FINAL)] for one in arms]
-    ratio, *by_seed = (ours / max(1, final) for ours, final in [np.sum(spent, axis=0), *spent])
+    spent = np.reshape([one[name].processor_seconds for one in arms for name in (BASELINE, FINAL)], (-1, 2))
+    ratio, *by_seed = (theirs / max(1, final) for theirs, final in [spent.sum(axis=0), *spent])
     return asked, ratio >= 0.95, f"{ratio:.2f} (by seed {', '.join(f'{one:.2f}' for one in by_seed)})"

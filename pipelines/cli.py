@@ -203,9 +203,10 @@ def expert_gate(
     """
     from pipelines.experts import measure_gate
     from valor.models.expert_gate import show
+    from valor.models.statements import require_rewarded
     from valor.recipe import ExpertGate, ModelSettings
 
-    if not expert.strip() or not str(out).strip() or str(out).startswith("gs:"):
+    if not expert.strip() or str(out).startswith("gs:"):
         raise UserError(f"EXPERT is {shown(expert)!r} and --out {shown(str(out))!r}; give a model and a new directory")
     if not 0 <= threshold <= 1:
         raise UserError(f"--threshold is {threshold}, expected a number from 0 to 1")
@@ -213,7 +214,9 @@ def expert_gate(
     settings = ModelSettings(expert=expert, expert_revision=revision, expert_gate=limits)
     gate = measure_gate(settings, dataset=dataset, studies=studies, seed=seed, out=out)
     click.echo(show(gate))
-    if set(gate["calibration"]) <= set(gate["masked"]):
+    try:
+        require_rewarded(gate)
+    except UserError:
         click.echo(f"{out}: passes for no finding, so only grpo_vision.similarity: paper can use it")
     else:
         click.echo(f"{out}: --set models.expert={out} --set grpo_vision.similarity=statements")

@@ -2,14 +2,14 @@
 
 import contextlib
 import errno
-import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from valor import artifacts, progress, storage
-from valor.errors import Interrupted, ResourceError, UserError, ValorError, shown
+from valor.errors import ResourceError, UserError, ValorError, shown
+from valor.interruption import sigterm_interrupts
 from valor.recipe import ModelSettings
 
 SPLIT = "val"
@@ -43,7 +43,8 @@ def measure_gate(settings: ModelSettings, *, dataset: Path, studies: int, seed: 
     stamp = _checked(settings, dataset, out)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name[:100]}-")
-    with _told_to_end(), _withholding_messages(), artifacts.full_disk_is_a_resource_error(out), scratch as folder:
+    told_to_end = sigterm_interrupts("expert-gate: told to end; run again")
+    with told_to_end, _withholding_messages(), artifacts.full_disk_is_a_resource_error(out), scratch as folder:
         fetched = Path(folder) / "expert"
         fetch_outside("expert", settings, fetched)
         # One that it brought along is of other studies.
@@ -110,20 +111,6 @@ def _put(fetched: Path, out: Path) -> None:
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
             raise
         raise UserError(f"{shown(str(out))}: has been made by somebody else meanwhile; name a new directory") from error
-
-
-@contextlib.contextmanager
-def _told_to_end() -> Iterator[None]:
-    """Let SIGTERM end as an error does, so that the half of a copy goes."""
-
-    def end(*_: object) -> None:
-        raise Interrupted("expert-gate: told to end; run again")
-
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from valor import artifacts
 from valor.errors import IntegrityError, Interrupted, ResourceError
+from valor.interruption import sigterm_interrupts
 from valor.models import train, train_expert
 from valor.recipe import ModelSettings, PhantomExpert, builtin_names, load
 
@@ -164,7 +165,7 @@ def test_sigterm_interrupts_while_training_and_is_handled_as_before_afterwards(t
 
     saved = signal.signal(signal.SIGTERM, as_before)
     try:
-        with pytest.raises(Interrupted), train._sigterm_interrupts():
+        with pytest.raises(Interrupted), sigterm_interrupts("told"):
             os.kill(os.getpid(), signal.SIGTERM)
         assert signal.getsignal(signal.SIGTERM) is as_before
         # Only the main thread may listen; another trains all the same.

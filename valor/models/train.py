@@ -9,10 +9,8 @@ import json
 import logging
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 from valor import artifacts
 from valor.errors import BY_EXIT_CODE, Interrupted, ResourceError, ValorError
+from valor.interruption import sigterm_interrupts
 from valor.recipe import ModelSettings
 from valor.startup import spare_the_collector
 
@@ -44,7 +43,8 @@ def train_phantoms(
     """
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     children: dict[str, subprocess.Popen[bytes]] = {}
-    with _sigterm_interrupts(), _files_vanish(jobs, work), _children_end(children):
+    told_to_end = "fetch_models: told to end while training phantom models; run again to train them"
+    with sigterm_interrupts(told_to_end), _files_vanish(jobs, work), _children_end(children):
         for kind, (settings, path) in jobs.items():
             job = work / f"{kind}.job.json"
             fields = {"kind": kind, "settings": settings, "path": str(path), "leads": not children}
@@ -59,25 +59,6 @@ def train_phantoms(
                     done(kind)
                     del waiting[kind]
             time.sleep(_POLL_S)
-
-
-@contextlib.contextmanager
-def _sigterm_interrupts() -> Iterator[None]:
-    """Raise Interrupted at the first SIGTERM while the block runs, in the main thread: no other may listen."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: object) -> None:
-        # A second one must not stop the first from ending the children.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        raise Interrupted("fetch_models: told to end while training phantom models; run again to train them")
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 @contextlib.contextmanager

@@ -29,7 +29,8 @@ def measure_gate(settings: ModelSettings, *, dataset: Path, studies: int, seed: 
         out: the directory to make: the expert's files and `expert_gate.json`, for `models.expert`.
 
     Raises:
-        UserError: no such expert or no dual encoder, no dataset, `out` is there, or too few studies.
+        UserError: no such expert, no dual encoder or one whose parts do not fit each other, no dataset, `out` is there,
+            or too few studies.
         IntegrityError: the weights or the dataset are damaged.
         ServiceError: the hub or the store cannot be reached.
         ResourceError: out of memory or disk.
@@ -51,6 +52,7 @@ def measure_gate(settings: ModelSettings, *, dataset: Path, studies: int, seed: 
         (fetched / GATE_FILE).unlink(missing_ok=True)
         with naming(f"EXPERT {settings.expert!r}", fetched):
             expert = Expert.load(fetched)
+            expert.require_fit(fetched)
         artifacts.verify_files(dataset, stamp)
         gate = _measured(expert, dataset, settings=settings, studies=studies, seed=seed)
         gate |= {"dataset": stamp["digest"], "split": SPLIT}

@@ -1,5 +1,6 @@
 """Small JSON files beside artifacts: what is no such file is told by its name."""
 
+import contextlib
 import json
 
 import pytest
@@ -80,3 +81,25 @@ def test_an_index_that_names_weights_elsewhere_is_refused(tmp_path):
         index.write_text(json.dumps({"weight_map": shards}))
         with pytest.raises(IntegrityError, match=r"index\.json: names .* no weights file beside it"):
             artifacts.weight_digests(tmp_path)
+
+
+def test_a_directory_takes_its_place_whole_or_not_at_all_and_leaves_a_users_alone(tmp_path):
+    out, users = tmp_path / "out", tmp_path / "out.partial"
+    users.mkdir()
+    (users / "notes.txt").touch()
+    for name in ("first", "second"):
+        # What a killed writer left is nobody's and goes.
+        artifacts.partial_of(out).mkdir()
+        (artifacts.partial_of(out) / "rest").touch()
+        with artifacts.atomic_dir(out) as partial:
+            (partial / name).touch()
+        assert [path.name for path in out.iterdir()] == [name]
+    with contextlib.suppress(KeyError), artifacts.atomic_dir(out) as partial:
+        (partial / "third").touch()
+        raise KeyError
+    assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")) == [
+        "out",
+        "out.partial",
+        "out.partial/notes.txt",
+        "out/second",
+    ]

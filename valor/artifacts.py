@@ -135,10 +135,18 @@ def _is_full_disk(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in _ZIP_WRITER)
 
 
+def partial_of(path: Path) -> Path:
+    """Return where `atomic_dir` writes: always the same place, so that a killed writer's rest goes with the next one.
+
+    Hidden, and named so that it is nobody else's: a user may well keep an `out.partial` beside `out`.
+    """
+    return path.with_name(f".{path.name}.valor-partial")
+
+
 @contextlib.contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yield a directory beside `path` that takes its place when the block succeeds, and vanishes when it fails."""
-    partial = path.with_name(path.name + ".partial")
+    partial = partial_of(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         with full_disk_is_a_resource_error(path):

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import numpy as np
@@ -153,8 +154,6 @@ def test_a_damaged_file_beside_the_weights_is_told_by_its_part(clip, tmp_path, n
 @pytest.mark.parametrize("part", ["visual_projection", "text_projection"])
 def test_an_expert_whose_embeddings_are_no_numbers_is_refused(clip, expert, part):
     """A reward of them would teach nothing, and the stage would end as if it had."""
-    import copy
-
     assert expert.embed_images(_images(1)).isfinite().all()
     model, *rest = clip
     model = copy.deepcopy(model)
@@ -162,3 +161,29 @@ def test_an_expert_whose_embeddings_are_no_numbers_is_refused(clip, expert, part
     broken = Expert(model, *rest, gate={})
     with pytest.raises(IntegrityError, match="embeddings hold a NaN or an infinity"):
         broken.paper_similarity(broken.embed_images(_images(1)), ["No edema."])
+
+
+def test_parts_of_one_model_fit(expert, tmp_path):
+    expert.require_fit(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["image processor", "tokenizer"])
+def test_parts_of_different_models_are_told_by_name(clip, tmp_path, part):
+    model, tokenizer, image_processor = clip
+    if part == "tokenizer":
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.add_tokens(["normal"])
+    else:
+        image_processor = copy.deepcopy(image_processor)
+        image_processor.size = image_processor.crop_size = {"height": 24, "width": 24}
+    mixed = Expert(model, tokenizer, image_processor, gate={})
+    with pytest.raises(UserError, match=rf"^{tmp_path}: its {part} does not fit its weights \(\w+\); save both"):
+        mixed.require_fit(tmp_path)
+
+
+@pytest.mark.parametrize(("encoder", "part"), [("visual", "image processor"), ("text", "tokenizer")])
+def test_an_encoder_that_says_nothing_is_refused(clip, tmp_path, encoder, part):
+    model, *rest = copy.deepcopy(clip)
+    torch.nn.init.zeros_(getattr(model, f"{encoder}_projection").weight)
+    with pytest.raises(UserError, match=f"behind its {part} is zero"):
+        Expert(model, *rest, gate={}).require_fit(tmp_path)

@@ -88,16 +88,21 @@ def test_studies_are_drawn_by_seed_and_at_most_as_many_as_asked_for(dataset, out
         ("outside", ("--dataset", "altered"), 7, "missing or altered"),
         ("base", (), 2, "dual encoder"),
         ("damaged", (), 7, "altered or cut"),
+        ("mixed", (), 2, "image processor does not fit its weights"),
     ],
 )
 def test_what_cannot_be_measured_is_refused_and_leaves_nothing(
     dataset, outside, tmp_path, expert, more, exit_code, says
 ):
-    places = {name: tmp_path / name for name in ("damaged", "base", "full", "altered")} | {"outside": outside}
+    places = {name: tmp_path / name for name in ("damaged", "mixed", "base", "full", "altered")} | {"outside": outside}
     write_expert(places["damaged"])
     weights = places["damaged"] / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
     write_policy(places["base"])
+    write_expert(places["mixed"])
+    processor = json.loads((places["mixed"] / "preprocessor_config.json").read_text())
+    processor["size"] = processor["crop_size"] = {"height": 20, "width": 20}
+    artifacts.write_json(places["mixed"] / "preprocessor_config.json", processor)
     places["full"].mkdir()
     (places["full"] / "x").touch()
     shutil.copytree(dataset, places["altered"])

@@ -1,4 +1,5 @@
 import json
+import shutil
 import sys
 from importlib import metadata
 from pathlib import Path
@@ -185,3 +186,14 @@ def test_an_expert_without_its_tokenizer_is_refused(outside, tmp_path):
         file.unlink()
     with pytest.raises(UserError, match=r"^models\.expert .*no tokenizer"):
         _fetch(ModelSettings(**outside), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["expert", "judge"])
+def test_an_expert_whose_parts_do_not_belong_together_is_refused_before_anything_is_trained(outside, tmp_path, kind):
+    path = tmp_path / "mixed"
+    shutil.copytree(outside["expert"], path)
+    processor = artifacts.read_json(path / "preprocessor_config.json")
+    processor["size"] = processor["crop_size"] = {"height": 36, "width": 36}
+    artifacts.write_json(path / "preprocessor_config.json", processor)
+    with pytest.raises(UserError, match=rf"^models\.{kind} .*image processor does not fit its weights"):
+        _fetch(ModelSettings(**outside | {"base": "phantom", kind: str(path)}), tmp_path)

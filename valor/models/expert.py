@@ -5,7 +5,7 @@ reports are scored sentence by sentence. The expert's gate and calibration lie b
 `expert_gate.json` (`valor.models.expert_gate`, `valor.models.gate_file`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -100,6 +100,31 @@ class Expert:
         with damage_is_an_integrity_error(path, "image processor"):
             image_processor = AutoImageProcessor.from_pretrained(path, **safe)
         return cls(model.to(fastest_device()), tokenizer, image_processor, gate=gate)
+
+    def require_fit(self, path: Path) -> None:
+        """Embed an image and a text: parts that do not belong together fail here, not hours later by a shape.
+
+        Raises:
+            UserError: the image processor or the tokenizer of the checkpoint at `path` is not its weights' own.
+        """
+        import numpy as np
+        import torch
+
+        parts: dict[str, Callable[[], torch.Tensor]] = {
+            "image processor": lambda: self.embed_images([np.zeros((32, 32), np.uint8)]),
+            "tokenizer": lambda: self.embed_texts(["normal"]),
+        }
+        for part, embed in parts.items():
+            try:
+                embeds = embed()
+            except torch.OutOfMemoryError:
+                raise
+            except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path}: its {part} does not fit its weights ({type(error).__name__}); save both from one model"
+                ) from error
+            if not embeds.any():
+                raise UserError(f"{path}: the embedding behind its {part} is zero, so it tells nothing apart")
 
     def embed_images(self, images: Sequence["np.ndarray"]) -> "torch.Tensor":
         """Embed (H, W) uint8 images, bright is dense, each cut to its central square; return (N, D) float32, norm 1."""

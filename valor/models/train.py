@@ -81,7 +81,7 @@ def _files_vanish(jobs: Mapping[str, tuple[dict[str, Any], Path]], work: Path) -
         for kind, (_, path) in jobs.items():
             for file in work.glob(f"{kind}.job.*"):
                 file.unlink(missing_ok=True)
-            shutil.rmtree(path.with_name(path.name + ".partial"), ignore_errors=True)
+            shutil.rmtree(artifacts.partial_of(path), ignore_errors=True)
 
 
 def _check(kind: str, code: int, work: Path) -> None:

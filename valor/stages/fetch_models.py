@@ -15,7 +15,7 @@ from valor import artifacts, progress, storage
 from valor.context import Context
 from valor.errors import IntegrityError, UserError
 from valor.models import expert_gate, gate_file
-from valor.models.expert import require_dual_encoder
+from valor.models.expert import Expert, require_dual_encoder
 from valor.models.loading import load_processor, write_prompt
 from valor.models.resolve import resolve
 from valor.models.tokens import IMAGE
@@ -45,8 +45,8 @@ def fetch_models(
         context: `work_root` keeps phantom models between runs.
 
     Raises:
-        UserError: no such model, a hub id without a commit hash, an expert or judge that is no dual encoder, or a base
-            whose prompt and chat template ask about no image or several.
+        UserError: no such model, a hub id without a commit hash, an expert or judge that is no dual encoder or whose
+            parts do not fit each other, or a base whose prompt and chat template ask about no image or several.
         IntegrityError: weights do not match their recorded sha256.
         ServiceError: the hub or the store cannot be reached.
     """
@@ -59,6 +59,9 @@ def fetch_models(
     for kind in ("judge", "expert", "base"):
         if getattr(settings, kind) not in ("", "phantom"):
             fetch_outside(kind, settings, paths[kind])
+            if kind != "base":
+                with naming(f"models.{kind} {getattr(settings, kind)!r}", paths[kind]):
+                    Expert.load(paths[kind]).require_fit(paths[kind])
     _phantoms(settings, paths, context)
     if not settings.judge:
         log.info("models.judge is not set: the expert scores its own pupil, so similarity is circular")

@@ -74,6 +74,24 @@ def collect(root: Path, folder: Path, *, asked: Mapping[int, Sequence[str]]) -> 
         facts.write(folder / f"facts-{number}.json", told)
 
 
+def require_own(folder: Path) -> None:
+    """Refuse a folder with results of other code: some would be replaced, and no page could show the rest.
+
+    Raises:
+        UserError: there are such results.
+        IntegrityError: a facts file is damaged.
+    """
+    own = code_digest()
+    for number, path in facts_paths(folder).items():
+        one = facts.read(path, seed=number)
+        other = sorted({one.scored_by, *(job.code for job in one.jobs.values())} - {own})
+        if other:
+            raise UserError(
+                f"{path}: holds results of code {other[0]}, and this is code {own}; move what is there to a folder of "
+                "its own, or give another --results"
+            )
+
+
 def _table(evidence: Path, predictions: Path) -> Any:
     """Return an arm's table of studies.
 

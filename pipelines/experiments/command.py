@@ -7,8 +7,9 @@ from pathlib import Path
 from valor.context import home
 from valor.errors import Interrupted, UserError, ValorError
 
-TEST_SEEDS = (50_001, 50_002, 50_003, 50_004, 50_005)
-"""Opened once, after every choice was made on other seeds."""
+TEST_SEEDS = (51_001, 51_002, 51_003, 51_004, 51_005)
+"""To be opened once, after every choice was made on other seeds. Those of earlier plans have been read: their results
+lie in folders of their own, and choices may be made on them."""
 RESULTS = Path(__file__).parents[2] / "docs" / "experiments"
 """Where results go unless told otherwise, and those of the test seeds always: their ledger is there."""
 
@@ -24,16 +25,18 @@ def run_all(names: Sequence[str], *, seeds: Sequence[int], cores: int, folder: P
     """Run the arms' jobs, collect their results in `folder` and write the page there.
 
     Raises:
-        UserError: no such arm, or a folder that holds test seeds and others.
+        UserError: no such arm, or a folder that holds test seeds and others, or results of other code.
         Interrupted: told to end; there is no page.
         ValorError: a job failed; all that do not need it were run, and the page tells of it.
     """
     from pipelines.experiments import ledger, run
     from pipelines.experiments.arms import ARMS, Seed, curves
+    from pipelines.experiments.collect import require_own
     from pipelines.experiments.jobs import with_ancestors
 
     asked = _asked(names, seeds)
     _keep_apart(folder, tuple(asked))
+    require_own(folder)
     jobs = []
     for number, arms in asked.items():
         seed = Seed(number)
@@ -62,12 +65,14 @@ def collect_all(names: Sequence[str], *, seeds: Sequence[int], folder: Path) -> 
     """Collect in `folder` what is finished so far, and write the page there.
 
     Raises:
-        UserError: no such arm, a folder that holds test seeds and others, or nothing is finished.
+        UserError: no such arm, a folder that holds test seeds and others or results of other code, or nothing is
+            finished.
     """
-    from pipelines.experiments.collect import collect
+    from pipelines.experiments.collect import collect, require_own
 
     asked = _asked(names, seeds)
     _keep_apart(folder, tuple(asked))
+    require_own(folder)
     _root().mkdir(parents=True, exist_ok=True)
     # Experiments that run side by side have one page, which none may read while another's tables are half there.
     with (_root() / "collect.lock").open("w") as file:

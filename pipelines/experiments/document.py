@@ -3,6 +3,7 @@
 So anyone can recompute every number of `docs/experiments/README.md` without training.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,17 +18,43 @@ from pipelines.experiments.wording import bounded, change, heading, percent, poi
 from valor.evaluation.measures import slug
 
 PAGE = "README.md"
-_GROUPS: Sequence[tuple[str, str, Sequence[str], Sequence[str]]] = (
-    ("What do the stages add to where they start?", "start", ("valor",), ("sft", "text")),
-    ("Is it the image?", "other_image", ("valor", "text"), ("other_image",)),
-    ("Which similarity?", "similarity", ("valor", "text"), ("paper",)),
-    ("Which advantages?", "advantages", ("valor", "text"), ("exact_ranks", "group")),
-    ("Is stage 1 needed?", "stage_1", ("valor", "text", "sft"), ("vision_only",)),
-    ("How good must the expert be?", "expert", ("valor", "text"), ("truth", "medium_expert", "weak_expert")),
-    ("Would the expert do without reinforcement?", "no_rl", ("valor", "sft"), ("best_of_8", "pseudo_labels")),
-    ("Which text rewards?", "text_rewards", ("text", "sft"), ("clinical_only", "lexical_only")),
+
+
+@dataclasses.dataclass(frozen=True)
+class _Group:
+    """Arms that answer one question.
+
+    Attributes:
+        ground: the arms that it stands on, the first of which all are compared with.
+        own: the arms that it is about.
+        also: another arm that the first and the own ones are compared with.
+    """
+
+    title: str
+    file: str
+    ground: Sequence[str]
+    own: Sequence[str]
+    also: str = ""
+
+
+_GROUPS = (
+    _Group("What do the stages add to where they start?", "start", ("valor", "text"), ("sft", "continued"), "sft"),
+    _Group("Is it the image?", "other_image", ("valor", "text"), ("other_image",)),
+    _Group("Which similarity?", "similarity", ("valor", "text"), ("paper",), "text"),
+    _Group("Which advantages?", "advantages", ("valor", "text"), ("exact_ranks", "group"), "text"),
+    _Group("Is stage 1 needed?", "stage_1", ("valor", "text", "sft"), ("vision_only",), "sft"),
+    _Group(
+        "How good must the expert be?", "expert", ("valor", "text"), ("truth", "medium_expert", "weak_expert"), "text"
+    ),
+    _Group(
+        "Would the expert do without reinforcement?",
+        "no_rl",
+        ("valor", "vision_only", "sft"),
+        ("best_of_8", "pseudo_labels"),
+        "vision_only",
+    ),
+    _Group("Which text rewards?", "text_rewards", ("text", "sft"), ("clinical_only", "lexical_only"), "sft"),
 )
-"""Heading, file name, the arms that it stands on, the first of which all are compared with, and the ablation's own."""
 _PANELS = (
     ("truth_f1_micro", "F1 against truth, % (right is better)"),
     ("truth_hallucination", "stated findings that are not there, % (left is better)"),
@@ -55,7 +82,7 @@ def write(folder: Path) -> Path:
         _stopped(found.facts),
         _means(found),
         _curve(found, folder),
-        *(_group(*group, found=found, folder=folder) for group in _GROUPS),
+        *(_group(group, found, folder) for group in _GROUPS),
         _per_seed(found),
         _per_finding(found),
         _headroom(found),
@@ -152,35 +179,46 @@ def _at_same_inventions(found: Outcomes) -> str:
     )
 
 
-def _group(title: str, file: str, ground: Sequence[str], own: Sequence[str], *, found: Outcomes, folder: Path) -> str:
-    reference, *others = ground
-    own = [name for name in own if found.shared(reference, name)]
+def _group(group: _Group, found: Outcomes, folder: Path) -> str:
+    reference, *others = group.ground
+    own = [name for name in group.own if found.shared(reference, name)]
     if not own:
         # An older page may have had it.
-        (folder / f"{file}.svg").unlink(missing_ok=True)
+        (folder / f"{group.file}.svg").unlink(missing_ok=True)
         return ""
     others = [*(name for name in others if found.shared(reference, name)), *own]
-    lines = [
-        f"| minus {ARMS[reference].title} | seeds | F1 | hallucinated | omitted | pairs told apart |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    rows = {name: {key: found.compare(key, name, reference) for key in _COMPARED} for name in others}
-    for name, row in rows.items():
-        cells = " | ".join(change(difference, found.measures[key]) for key, difference in row.items())
-        lines.append(f"| {ARMS[name].title} | {len(row['truth_f1_micro'].seeds)} | {cells} |")
     panels = [
         figures.Panel(
             axis,
             more_is_better=found.measures[key].higher_is_better is not False,
             reference=float(np.mean(found.values(key, reference, seeds=sorted(found.tables[reference])))),
-            differences={_labelled(name, found): row[key] for name, row in rows.items()},
+            differences={_labelled(name, found): found.compare(key, name, reference) for name in others},
         )
         for key, axis in _PANELS
     ]
-    caption = f"{title} Changes from {ARMS[reference].title}"
-    figures.side_by_side(folder / f"{file}.svg", _labelled(reference, found), panels, title=caption)
+    caption = f"{group.title} Changes from {ARMS[reference].title}"
+    figures.side_by_side(folder / f"{group.file}.svg", _labelled(reference, found), panels, title=caption)
     questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in (reference, *others)]
-    return f"## {title}\n\n![{caption}]({file}.svg)\n\n" + "\n".join(questions) + "\n\n" + "\n".join(lines) + "\n"
+    parts = [
+        f"## {group.title}\n\n![{caption}]({group.file}.svg)\n",
+        "\n".join(questions) + "\n",
+        _compared(others, reference, found),
+    ]
+    again = [name for name in (reference, *others) if group.also and found.shared(group.also, name)]
+    again = [name for name in again if name != group.also]
+    return "\n".join([*parts, _compared(again, group.also, found)] if again else parts)
+
+
+def _compared(names: Sequence[str], reference: str, found: Outcomes) -> str:
+    lines = [
+        f"| minus {ARMS[reference].title} | seeds | F1 | hallucinated | omitted | pairs told apart |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in names:
+        row = {key: found.compare(key, name, reference) for key in _COMPARED}
+        cells = " | ".join(change(difference, found.measures[key]) for key, difference in row.items())
+        lines.append(f"| {ARMS[name].title} | {len(row['truth_f1_micro'].seeds)} | {cells} |")
+    return "\n".join(lines) + "\n"
 
 
 def _labelled(name: str, found: Outcomes) -> str:
@@ -297,8 +335,8 @@ def _signal(facts: Sequence[Facts]) -> str:
     return (
         "## What each reward tells the projector\n\nOf the policy gradient at the end of stage 1, of one group of "
         "completions: a thousandth means that a thousand groups carry as much signal as noise. The cosine is with the "
-        "gradient of truth itself as the reward. Bounds of 90%, groups drawn again (`pipelines/experiments/signal.py`)."
-        "\n\n"
+        "gradient of truth itself as the reward: a ratio of estimates, so where there is little signal it may leave "
+        "[-1, 1]. Bounds of 90%, groups drawn again (`pipelines/experiments/signal.py`).\n\n"
         "| reward, as ranks | signal to noise, in thousandths, each seed | cosine with truth's gradient, each seed |\n"
         "|---|---|---|\n" + "\n".join(lines) + "\n"
     )

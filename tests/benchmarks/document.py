@@ -112,7 +112,8 @@ next to nothing.
 
 {where("memory-")}What trains in stage 2, with gradient checkpointing and a reward that costs nothing; the expert's
 time is in the next section. Time is as above, with VALOR's decoding and shrinking. Memory is the process's peak above
-what the built model holds: activations, gradients, the optimizer's state, images.
+what the built model holds: activations, gradients, the optimizer's state, images; median, least and greatest of three
+processes of each kind.
 
 {_table(_MEMORY_HEAD, _memory_rows(results))}
 
@@ -225,9 +226,15 @@ def _memory_rows(results: Results) -> list[str]:
         rows.append(
             f"| {found['work']['generations']} | {ratios['stock / valor']['median']:.2f}x"
             f" | {found['seconds']['stock']:.1f} | {found['seconds']['valor']:.1f}"
-            f" | {ratios['memory, stock / valor']['median']:.2f}x | {held['stock']:.0f} | {held['valor']:.0f} |"
+            f" | {_ranged(ratios['memory, stock / valor'], '.2f', 'x')}"
+            f" | {_ranged(held['stock'], '.0f')} | {_ranged(held['valor'], '.0f')} |"
         )
     return rows
+
+
+def _ranged(spread: dict[str, float], form: str, unit: str = "") -> str:
+    low, median, high = (format(spread[key], form) for key in ("low", "median", "high"))
+    return f"{median}{unit} ({low} to {high})"
 
 
 def _reward_rows(results: Results) -> list[str]:

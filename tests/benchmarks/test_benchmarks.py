@@ -106,20 +106,20 @@ def test_every_comparison_counts_the_images(monkeypatch):
         monkeypatch.setattr(script, "race", fake_lanes)
     by_step = step.compare({}, ("stock", "valor"), architecture="tiny", rounds=3)
     by_memory = memory.compare(4, architecture="tiny", rounds=3)
-    for result in (by_step, by_memory):
-        assert result["ratios"]["stock / valor"] == {"median": 4.0, "low": 4.0, "high": 4.0, "rounds": 3}
+    for result, rounds in ((by_step, 3), (by_memory, 9)):
+        assert result["ratios"]["stock / valor"] == {"median": 4.0, "low": 4.0, "high": 4.0, "rounds": rounds}
         assert result["seconds"] == {"stock": 8.0, "valor": 2.0}
     lanes = fake_lanes({name: Work(variant=name, device="cuda") for name in ("stock", "valor")})
     assert [gpu.summary(found, None)["seconds"] for found in lanes.values()] == [8.0, 2.0]
 
 
-def test_the_memory_script_takes_its_time_from_three_rounds(monkeypatch):
+def test_the_memory_script_measures_three_rounds_of_three_processes(monkeypatch):
     raced = []
     monkeypatch.setattr(memory, "race", lambda works: raced.append(works) or fake_lanes(works))
     monkeypatch.setattr(memory, "once", lambda name, measure, options: measure())
     monkeypatch.setattr("sys.argv", ["memory.py", "--only", "4"])
     memory.main()
-    assert [work.steps for works in raced for work in works.values()] == [4, 4]
+    assert [work.steps for works in raced for work in works.values()] == [4, 4] * 3
 
 
 def test_the_gpu_script_times_only_what_is_the_same_step_in_float32(results, monkeypatch):
@@ -260,9 +260,14 @@ def step_result(**changes) -> dict:
 
 
 def memory_result(**changes) -> dict:
-    result = step_result(above_model_mb={"stock": 608.0, "valor": 219.0}, **changes)
+    peaks = {"stock": (608.0, 505.0, 811.0), "valor": (219.0, 218.0, 221.0)}
+    held = {name: dict(zip(("median", "low", "high"), of, strict=True)) for name, of in peaks.items()}
+    result = step_result(above_model_mb=held, **changes)
     spread = result["ratios"]["stock / valor"]
-    return {**result, "ratios": {"stock / valor": spread, "memory, stock / valor": {**spread, "median": 2.78}}}
+    return {
+        **result,
+        "ratios": {"stock / valor": spread, "memory, stock / valor": {"median": 2.78, "low": 2.5, "high": 3.1}},
+    }
 
 
 def rate_result(**changes) -> dict:
@@ -342,7 +347,8 @@ def test_the_document_shows_what_a_stage_2_step_takes_by_group_size():
     columns = [[cell.strip() for cell in row.strip("|").split("|")] for row in (head, values)]
     assert dict(zip(*columns, strict=True)) == {
         "G": "8", "time, stock / VALOR": "3.50x", "stock, s/step": "7.0", "VALOR, s/step": "2.0",
-        "memory, stock / VALOR": "2.78x", "stock, MB": "608", "VALOR, MB": "219",
+        "memory, stock / VALOR": "2.78x (2.50 to 3.10)", "stock, MB": "608 (505 to 811)",
+        "VALOR, MB": "219 (218 to 221)",
     }  # fmt: skip
 
 

@@ -323,13 +323,16 @@ def test_every_ablation_has_its_figure(collected, two_seeds_are_all):
     seal(collected)
     (collected / "similarity.svg").write_text("of an older page")
     page = document.write(collected).read_text()
-    for title, file, ground, own in document._GROUPS:
-        drawn = (collected / f"{file}.svg").read_text()
-        assert f"## {title}" in page
-        assert all(f"{ARMS[name].title} (2 seeds)" in drawn for name in (*ground, *own))
+    for group in document._GROUPS:
+        drawn = (collected / f"{group.file}.svg").read_text()
+        part = page.partition(f"## {group.title}\n")[2].partition("\n## ")[0]
+        assert all(f"{ARMS[name].title} (2 seeds)" in drawn for name in (*group.ground, *group.own))
         assert drawn.count("is better)") == 2
-    grouped = {name for _, _, ground, own in document._GROUPS for name in (*ground, *own)}
-    assert grouped | {"continued"} == set(ARMS)
+        references = re.findall(r"^\| minus (.*?) \|", part, re.MULTILINE)
+        assert references == [ARMS[name].title for name in (group.ground[0], group.also) if name]
+        second = part.rpartition("| minus ")[2]
+        assert all(f"\n| {ARMS[name].title} | 2 |" in second for name in group.own if name != group.also)
+    assert {name for group in document._GROUPS for name in (*group.ground, *group.own)} == set(ARMS)
     for seed in (1, 5):
         (collected / f"paper-{seed}.npz").unlink()
         change_facts(collected, seed, lambda facts: facts["arms"].pop("paper"))
@@ -709,6 +712,26 @@ def test_results_of_other_code_take_no_place_of_what_was_collected(tmp_path):
         collect.collect(tmp_path / "root", tmp_path, asked={7: ["sft"]})
     assert (tmp_path / "paper-7.npz").read_bytes() == b"of before"
     assert (tmp_path / "facts-7.json").read_text() == "{}"
+
+
+def test_results_of_other_code_keep_their_folder_to_themselves(collected, tmp_path, monkeypatch):
+    """Else a single arm of today's code would replace a seed's whole evidence of yesterday's."""
+    monkeypatch.setenv("VALOR_HOME", str(tmp_path / "home"))
+    before = {path: path.read_bytes() for path in collected.iterdir()}
+    for action in (functools.partial(command.run_all, cores=1), command.collect_all):
+        with pytest.raises(UserError, match=r"facts-1\.json: holds results of code .* this is code .*--results"):
+            action(["sft"], seeds=[1], folder=collected)
+    assert {path: path.read_bytes() for path in collected.iterdir()} == before
+    assert not (tmp_path / "home").exists()
+    for seed in (1, 5):
+        change_facts(
+            collected,
+            seed,
+            lambda facts: facts.update(
+                scored_by=code_digest(), jobs={key: job | {"code": code_digest()} for key, job in facts["jobs"].items()}
+            ),
+        )
+    collect.require_own(collected)
 
 
 def test_what_is_finished_so_far_can_be_collected_while_the_rest_runs(tmp_path, monkeypatch):

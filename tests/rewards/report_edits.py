@@ -14,7 +14,7 @@ from valor.data.manifest import report_text
 from valor.data.phantom.disease import draw_findings
 from valor.data.phantom.report import write_report
 from valor.data.reports import parse_openi
-from valor.models.sentences import reversed_polarity, sentences, swap_sides
+from valor.models.sentences import moved_zones, reversed_polarity, sentences, swap_sides
 from valor.recipe import ReportNoise
 
 OPENI = SHARED / "openi" / "ecgen-radiology"
@@ -53,7 +53,36 @@ def openi_reports() -> list[str]:
     return [text for text in texts if text]
 
 
+@functools.cache
+def in_other_words() -> list[tuple[str, str]]:
+    """Return (report, the same in held-out wordings) of 300 phantom patients, of findings that have a side.
+
+    The labeler reads both alike, denials aside, or the second would not be as good a report.
+    """
+    faithful = ReportNoise(
+        omission=0, omission_subtle=0, wrong_side=0, hedged_borderline=0, template_contradiction=0, false_prior=0
+    )
+    rng, pairs = np.random.default_rng(5), []
+    while len(pairs) < 300:
+        findings = draw_findings(rng)
+        report, other = (
+            report_text(*write_report(findings, faithful, rng, held_out_wording=held_out)) for held_out in (False, True)
+        )
+        if sided(report) and said(report) == said(other):
+            pairs.append((report, other))
+    return pairs
+
+
 # What a report says, as far as the clinical reward claims to see it
+
+
+def said(text: str) -> set[tuple[str, str, str | None, str | None]]:
+    return {(mention.finding, mention.label, mention.side, mention.zone) for mention in asserted(text)}
+
+
+def sided(text: str) -> list[str]:
+    """Return the findings that a text asserts on the left or on the right."""
+    return sorted({mention.finding for mention in asserted(text) if mention.side in ("left", "right")})
 
 
 def asserted(text: str) -> list[Mention]:
@@ -120,6 +149,21 @@ def with_findings_denied(report: str, reports: list[str], number: int) -> str:
 
 def with_sides_swapped(report: str, reports: list[str], number: int) -> str:
     return rewritten(report, lambda _, sentence: swap_sides(sentence))
+
+
+def with_a_side_swapped(report: str, reports: list[str], number: int) -> str:
+    """Put one finding on the other side, wherever the report names it, and what shares its sentences with it."""
+    wrong = random.Random(number).choice(sided(report))
+    return rewritten(report, lambda _, sentence: swap_sides(sentence) if wrong in sided(sentence) else sentence)
+
+
+def with_a_zone_moved(report: str, reports: list[str], number: int) -> str:
+    """Put the first finding with a zone into another one; no edit where it says that zone otherwise too ("basilar")."""
+    zoned = [sentence for sentence in sentences(report) if is_positive(sentence) and moved_zones(sentence)]
+    wrong = named(zoned[0]) if zoned else set()
+    edited = rewritten(report, lambda _, s: moved_zones(s)[0] if wrong & named(s) and moved_zones(s) else s)
+    before, after = ({m.zone for m in asserted(text) if m.finding in wrong} for text in (report, edited))
+    return report if before & after else edited
 
 
 def without_a_sentence(report: str, reports: list[str], number: int) -> str:

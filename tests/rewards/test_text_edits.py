@@ -4,11 +4,25 @@ import operator
 from collections.abc import Callable, Mapping
 
 import pytest
-from report_edits import CLAIMS, EDITS, OPENI, SALADS, edited_reports, loses_an_assertion, named, names_one_side
+from report_edits import (
+    CLAIMS,
+    EDITS,
+    OPENI,
+    SALADS,
+    edited_reports,
+    in_other_words,
+    loses_an_assertion,
+    named,
+    names_one_side,
+    with_a_side_swapped,
+    with_a_zone_moved,
+    with_an_invention,
+    without_a_finding,
+)
 
 from pipelines.experiments.arms import Seed
 from valor.clinical.hierarchy import NAMES
-from valor.recipe import TextReward, load
+from valor.recipe import GrpoTextSettings, TextReward, load
 from valor.rewards.agreement import AgreementWeights
 from valor.rewards.text import build
 
@@ -55,6 +69,10 @@ def of_the_recipe() -> tuple[TextReward, ...]:
     return load("phantom").grpo_text.rewards
 
 
+def of_the_defaults() -> tuple[TextReward, ...]:
+    return GrpoTextSettings().rewards
+
+
 def of_the_experiments() -> tuple[TextReward, ...]:
     return tuple(TextReward(**reward) for reward in Seed(1).text().job.settings["rewards"])
 
@@ -68,23 +86,26 @@ def test_the_sum_of_stage_ones_rewards_sees_every_edit(source, kind, rewards):
     assert preferred(rewards(), pairs) == []
 
 
-@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_experiments])
-def test_the_right_side_in_other_words_is_better_than_a_copy_with_the_wrong_one(rewards):
-    """GLEU pays for words, so a place must be worth more than they are."""
-    reference = (
-        "FINDINGS: The heart is enlarged. There is a moderate left pleural effusion. There is consolidation in the "
-        "left lower lung zone. No pneumothorax. No fracture. IMPRESSION: Cardiomegaly. Moderate left pleural effusion. "
-        "Left lower zone consolidation."
-    )
-    copy = reference.replace("oderate left pleural", "oderate right pleural")
-    paraphrase = (
-        "FINDINGS: Cardiomegaly. Left-sided effusion of moderate size. Left basal consolidation. Neither pneumothorax "
-        "nor fracture. IMPRESSION: Enlarged cardiac silhouette with left effusion and consolidation at the left base."
-    )
+@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_defaults])
+@pytest.mark.parametrize(
+    "wrong",
+    [with_a_side_swapped, with_a_zone_moved, with_an_invention, without_a_finding],
+    ids=lambda edit: edit.__name__,
+)
+def test_what_is_right_in_other_words_is_better_than_a_copy_with_one_error(wrong, rewards):
+    """GLEU pays for words, so each error must cost more than all other words are worth."""
+    edits = [(report, other, wrong(report, [], number)) for number, (report, other) in enumerate(in_other_words())]
+    edits = [(report, other, edited) for report, other, edited in edits if edited != report]
+    assert len(edits) >= LEAST
     functions, weights = build(rewards())
-    each = [function([copy, paraphrase, reference], [reference] * 3) for function in functions]
-    wrong, right, same = (sum(map(operator.mul, weights, values)) for values in zip(*each, strict=True))
-    assert wrong < right < same
+
+    def total(candidates: tuple[str, ...], references: tuple[str, ...]) -> list[float]:
+        each = [function(candidates, references) for function in functions]
+        return [sum(map(operator.mul, weights, values)) for values in zip(*each, strict=True)]
+
+    reports, others, edited = zip(*edits, strict=True)
+    scores = zip(edits, total(others, reports), total(edited, reports), strict=True)
+    assert [edit for edit, right, copied in scores if not right > copied] == []
 
 
 def test_the_experiments_price_inventions_higher_than_the_recipe():

@@ -233,7 +233,7 @@ class GrpoTextSettings(TrainStage):
 
     rewards: Annotated[tuple[TextReward, ...], pydantic.Field(min_length=1), pydantic.AfterValidator(_some_weight)] = (
         TextReward(name="clinical_agreement_reward", weight=1.0),
-        TextReward(name="gleu_reward", weight=0.3),
+        TextReward(name="gleu_reward", weight=0.1),
         TextReward(name="length_reward", weight=0.2),
         TextReward(name="repetition_reward", weight=0.2),
     )

@@ -45,7 +45,7 @@ compile: $(VENV)/.base ## Compile the recipe for Kubeflow and Vertex AI into bui
 	@$(BIN)/valor compile $(RECIPE) --target kfp -o build/$(notdir $(basename $(RECIPE)))-kfp.yaml
 	@$(BIN)/valor compile $(RECIPE) --target vertex -o build/$(notdir $(basename $(RECIPE)))-vertex.yaml
 
-bench: $(VENV)/.dev ## Measure speed and memory against stock TRL into docs/benchmarks.md (about 15 minutes; resumes)
+bench: $(VENV)/.dev ## Measure speed and memory against stock TRL into docs/benchmarks.md (about 25 minutes; resumes)
 	@$(BIN)/python tests/benchmarks/rewards.py $(if $(wildcard $(OPENI)),--openi $(OPENI))
 	@$(BIN)/python tests/benchmarks/step.py
 	@$(BIN)/python tests/benchmarks/memory.py

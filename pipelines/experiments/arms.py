@@ -59,6 +59,7 @@ class Schedule:
     vision_odds: float = 1.0
     invention: float = 8.0
     place: float = 1.5
+    gleu: float = 0.1
     base: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"subjects": 4000, "tower_steps": 1200})
 
 
@@ -146,7 +147,7 @@ class Seed:
             "max_new_tokens": TOKENS,
             "share": REWARDED,
             "seed": self.seed,
-            "rewards": list(rewards) or [self.clinical, {"name": "gleu_reward", "weight": 0.3}, *_FORM],
+            "rewards": list(rewards) or [self.clinical, {"name": "gleu_reward", "weight": s.gleu}, *_FORM],
             "trainer": {**_GRPO, "learning_rate": s.text_lr, "max_steps": s.text_steps},
         }
         inputs = {"dataset": self._dataset(), "parent": self.sft}

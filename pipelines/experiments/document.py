@@ -1,6 +1,6 @@
 """The page that shows the experiments: tables and figures from what was collected, and from nothing else.
 
-So anyone can recompute every number of `docs/experiments/README.md` without training.
+So anyone can recompute every number of a folder's `README.md` without training.
 """
 
 import dataclasses

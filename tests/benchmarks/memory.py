@@ -12,19 +12,18 @@ from lane import Work
 from race import once, race, ratio, require_same_training
 
 GROUPS = (4, 8, 16, 32)
-RACES = 3
-"""Processes of each kind: what one of stock TRL's holds at its peak differs by a third from run to run."""
 
 
 def compare(generations: int, *, architecture: str, rounds: int) -> dict[str, Any]:
-    """Return the peaks, their ratio, and the ratio of step time for one group size."""
+    """Return the peaks, their ratio, and the ratio of step time for one group size.
+
+    Each round is of new processes: what one of stock TRL's holds at its peak differs by a third from run to run.
+    """
     works = {
-        name: Work(
-            variant=name, architecture=architecture, generations=generations, projector_only=True, steps=rounds + 1
-        )
+        name: Work(variant=name, architecture=architecture, generations=generations, projector_only=True, steps=2)
         for name in ("stock", "valor")
     }
-    races = [race(works) for _ in range(RACES)]
+    races = [race(works) for _ in range(rounds)]
     seconds = {name: [second for lanes in races for second in lanes[name].seconds] for name in works}
     above = {name: [lanes[name].above_model_mb for lanes in races] for name in works}
     differences = [require_same_training(lanes) for lanes in races]
@@ -33,7 +32,7 @@ def compare(generations: int, *, architecture: str, rounds: int) -> dict[str, An
         "differences": {key: max(found[key] for found in differences) for key in differences[0]},
         "threads": 1,
         "seconds": {name: statistics.median(each) for name, each in seconds.items()},
-        "above_model_mb": {name: ratio(each, [1.0] * RACES) for name, each in above.items()},
+        "above_model_mb": {name: ratio(each, [1.0] * rounds) for name, each in above.items()},
         "model_mb": races[0]["valor"].end["model_mb"],
         "ratios": {
             "stock / valor": ratio(seconds["stock"], seconds["valor"]),
@@ -46,7 +45,12 @@ def main() -> None:
     """Run the group sizes that have no result yet."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--architecture", choices=ARCHITECTURES, default="small")
-    parser.add_argument("--rounds", type=int, default=3, help="steps that count, after one that does not (default 3)")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=3,
+        help="processes of each kind, with a step that counts after one that does not (default 3)",
+    )
     parser.add_argument("--only", type=int, choices=GROUPS, help="one group size (default: all)")
     parser.add_argument("--again", action="store_true", help="measure again what has a result")
     options = parser.parse_args()

@@ -77,7 +77,7 @@ def of_the_experiments() -> tuple[TextReward, ...]:
     return tuple(TextReward(**reward) for reward in Seed(1).text().job.settings["rewards"])
 
 
-@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_experiments])
+@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_defaults, of_the_experiments])
 @pytest.mark.parametrize("kind", [*EDITS, *SALADS])
 @pytest.mark.parametrize("source", SOURCES)
 def test_the_sum_of_stage_ones_rewards_sees_every_edit(source, kind, rewards):
@@ -86,7 +86,7 @@ def test_the_sum_of_stage_ones_rewards_sees_every_edit(source, kind, rewards):
     assert preferred(rewards(), pairs) == []
 
 
-@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_defaults])
+@pytest.mark.parametrize("rewards", [of_the_recipe, of_the_defaults, of_the_experiments])
 @pytest.mark.parametrize(
     "wrong",
     [with_a_side_swapped, with_a_zone_moved, with_an_invention, without_a_finding],

@@ -110,6 +110,12 @@ class Expert:
         import numpy as np
         import torch
 
+        tokens, embedded = len(self.tokenizer), self.model.config.text_config.vocab_size
+        if tokens > embedded:
+            raise UserError(
+                f"{path}: its tokenizer does not fit its weights ({tokens} tokens, of which they embed {embedded}); "
+                "save both from one model"
+            )
         parts: dict[str, Callable[[], torch.Tensor]] = {
             "image processor": lambda: self.embed_images([np.zeros((32, 32), np.uint8)]),
             "tokenizer": lambda: self.embed_texts(["normal"]),

@@ -256,7 +256,7 @@ def test_build_names_weights_and_signature():
     names = [f.__name__ for f in functions]
     assert len(set(names)) == len(names) == 5
     assert names[-1] == "gleu_reward_2"
-    assert weights == [1.0, 0.3, 0.2, 0.2, 2.0]
+    assert weights == [1.0, 0.1, 0.2, 0.2, 2.0]
     chat = [[{"role": "assistant", "content": [{"type": "text", "text": NORMAL}]}]]
     for function in functions:
         plain = function(prompts=["p"], completions=[NORMAL], reference=[NORMAL], trainer_state=None)

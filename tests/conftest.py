@@ -1,4 +1,5 @@
 import os
+import tempfile
 
 # Before torch is imported: its threads do not survive a fork, and a forked stage would wait for them for ever.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -6,6 +7,9 @@ os.environ["OMP_NUM_THREADS"] = "1"
 from valor.startup import spare_the_collector
 
 spare_the_collector()
+# A test that names no home must not write into the user's own.
+_home = tempfile.TemporaryDirectory(prefix="valor-tests-")
+os.environ["VALOR_HOME"] = _home.name
 
 
 def pytest_collection_modifyitems(items):

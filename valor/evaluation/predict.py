@@ -64,11 +64,11 @@ def write_info(path: Path, *, name: str, **info: Any) -> dict[str, float]:
     return {"studies": studies, "truncated": sum(columns["truncated"]), "mean_tokens": tokens}
 
 
-def similarities(expert: "Expert", studies: Sequence[Study], reports: Sequence[str]) -> list[tuple[float, float]]:
-    """Return the expert's (hypothesis, reference) similarity per study; nan for an empty report."""
-    embeds = expert.embed_images([first_pixels(study) for study in studies])
-    hypotheses = expert.paper_similarity(embeds, list(reports), batch=BATCH)
-    references = expert.paper_similarity(embeds, [study.text for study in studies], batch=BATCH)
+def similarities(judge: "Expert", studies: Sequence[Study], reports: Sequence[str]) -> list[tuple[float, float]]:
+    """Return the judge's (hypothesis, reference) similarity per study; nan for an empty report."""
+    embeds = judge.embed_images([first_pixels(study) for study in studies])
+    hypotheses = judge.paper_similarity(embeds, list(reports), batch=BATCH)
+    references = judge.paper_similarity(embeds, [study.text for study in studies], batch=BATCH)
     return list(zip(hypotheses, references, strict=True))
 
 

@@ -83,9 +83,7 @@ def require_own(folder: Path) -> None:
     """
     own = code_digest()
     for number, path in facts_paths(folder).items():
-        one = facts.read(path, seed=number)
-        other = sorted({one.scored_by, *(job.code for job in one.jobs.values())} - {own})
-        if other:
+        if other := sorted({*facts.read(path, seed=number).codes} - {own}):
             raise UserError(
                 f"{path}: holds results of code {other[0]}, and this is code {own}; move what is there to a folder of "
                 "its own, or give another --results"

@@ -3,13 +3,12 @@
 So anyone can recompute every number of a folder's `README.md` without training.
 """
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.experiments import analysis, figures, ledger, outcomes
+from pipelines.experiments import analysis, figures, groups, ledger, outcomes
 from pipelines.experiments.arms import ARMS
 from pipelines.experiments.facts import Expert, Facts
 from pipelines.experiments.headline import headline
@@ -18,51 +17,8 @@ from pipelines.experiments.wording import bounded, change, heading, percent, poi
 from valor.evaluation.measures import slug
 
 PAGE = "README.md"
-
-
-@dataclasses.dataclass(frozen=True)
-class _Group:
-    """Arms that answer one question.
-
-    Attributes:
-        ground: the arms that it stands on, the first of which all are compared with.
-        own: the arms that it is about.
-        also: another arm that the first and the own ones are compared with.
-    """
-
-    title: str
-    file: str
-    ground: Sequence[str]
-    own: Sequence[str]
-    also: str = ""
-
-
-_GROUPS = (
-    _Group("What do the stages add to where they start?", "start", ("valor", "text"), ("sft", "continued"), "sft"),
-    _Group("Is it the image?", "other_image", ("valor", "text"), ("other_image",)),
-    _Group("Which similarity?", "similarity", ("valor", "text"), ("paper",), "text"),
-    _Group("Which advantages?", "advantages", ("valor", "text"), ("exact_ranks", "group"), "text"),
-    _Group("Is stage 1 needed?", "stage_1", ("valor", "text", "sft"), ("vision_only",), "sft"),
-    _Group(
-        "How good must the expert be?", "expert", ("valor", "text"), ("truth", "medium_expert", "weak_expert"), "text"
-    ),
-    _Group(
-        "Would the expert do without reinforcement?",
-        "no_rl",
-        ("valor", "vision_only", "sft"),
-        ("best_of_8", "pseudo_labels"),
-        "vision_only",
-    ),
-    _Group("Which text rewards?", "text_rewards", ("text", "sft"), ("clinical_only", "lexical_only"), "sft"),
-)
-_PANELS = (
-    ("truth_f1_micro", "F1 against truth, % (right is better)"),
-    ("truth_hallucination", "stated findings that are not there, % (left is better)"),
-)
 _GATE = {"auc": False, "side_swap": True, "negation": False, "deletion": False}
 """The accuracies of an expert's gate, and whether a masked side leaves a finding out of one."""
-_COMPARED = ("truth_f1_micro", "truth_hallucination", "truth_omission", "flip_rate")
-"""The metrics of an ablation's table."""
 
 
 def write(folder: Path) -> Path:
@@ -82,7 +38,7 @@ def write(folder: Path) -> Path:
         _stopped(found.facts),
         _means(found),
         _curve(found, folder),
-        *(_group(group, found, folder) for group in _GROUPS),
+        *(groups.section(group, found, folder) for group in groups.GROUPS),
         _per_seed(found),
         _per_finding(found),
         _headroom(found),
@@ -177,53 +133,6 @@ def _at_same_inventions(found: Outcomes) -> str:
         "miss no more than where it invents least.\n\n"
         "| curve | arm | points missed more [95%] | seeds |\n|---|---|---:|---|\n" + "\n".join(lines) + "\n"
     )
-
-
-def _group(group: _Group, found: Outcomes, folder: Path) -> str:
-    reference, *others = group.ground
-    own = [name for name in group.own if found.shared(reference, name)]
-    if not own:
-        # An older page may have had it.
-        (folder / f"{group.file}.svg").unlink(missing_ok=True)
-        return ""
-    others = [*(name for name in others if found.shared(reference, name)), *own]
-    panels = [
-        figures.Panel(
-            axis,
-            more_is_better=found.measures[key].higher_is_better is not False,
-            reference=float(np.mean(found.values(key, reference, seeds=sorted(found.tables[reference])))),
-            differences={_labelled(name, found): found.compare(key, name, reference) for name in others},
-        )
-        for key, axis in _PANELS
-    ]
-    caption = f"{group.title} Changes from {ARMS[reference].title}"
-    figures.side_by_side(folder / f"{group.file}.svg", _labelled(reference, found), panels, title=caption)
-    questions = [f"- {ARMS[name].title}: {ARMS[name].question}" for name in (reference, *others)]
-    parts = [
-        f"## {group.title}\n\n![{caption}]({group.file}.svg)\n",
-        "\n".join(questions) + "\n",
-        _compared(others, reference, found),
-    ]
-    again = [name for name in (reference, *others) if group.also and found.shared(group.also, name)]
-    again = [name for name in again if name != group.also]
-    return "\n".join([*parts, _compared(again, group.also, found)] if again else parts)
-
-
-def _compared(names: Sequence[str], reference: str, found: Outcomes) -> str:
-    lines = [
-        f"| minus {ARMS[reference].title} | seeds | F1 | hallucinated | omitted | pairs told apart |",
-        "|---|---:|---:|---:|---:|---:|",
-    ]
-    for name in names:
-        row = {key: found.compare(key, name, reference) for key in _COMPARED}
-        cells = " | ".join(change(difference, found.measures[key]) for key, difference in row.items())
-        lines.append(f"| {ARMS[name].title} | {len(row['truth_f1_micro'].seeds)} | {cells} |")
-    return "\n".join(lines) + "\n"
-
-
-def _labelled(name: str, found: Outcomes) -> str:
-    seeds = len(found.tables[name])
-    return f"{ARMS[name].title} ({seeds} seed{'s' * (seeds > 1)})"
 
 
 def _per_seed(found: Outcomes) -> str:

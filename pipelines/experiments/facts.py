@@ -112,6 +112,11 @@ class Facts(_Part):
     probe: Probe | None = None
     signal: Annotated[dict[str, Signal], pydantic.Field(min_length=1)] | None = None
 
+    @property
+    def codes(self) -> list[str]:
+        """The versions of the code that made and scored the results."""
+        return list(dict.fromkeys([*(job.code for job in self.jobs.values()), self.scored_by]))
+
     @pydantic.model_validator(mode="after")
     def _tables_are_the_arms(self) -> Self:
         if unknown := [name for name in (*self.arms, *self.stopped) if name not in ARMS]:

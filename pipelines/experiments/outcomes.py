@@ -127,8 +127,7 @@ def load(folder: Path) -> Outcomes:
 
 def _require_one_code(folder: Path, known: Sequence[Facts]) -> None:
     """Raise UserError where results were made by several versions of the code, or nobody knows by which."""
-    codes = {job.code: one.seed for one in known for job in one.jobs.values()}
-    codes |= {one.scored_by: one.seed for one in known}
+    codes = {code: one.seed for one in known for code in one.codes}
     if len(codes) > 1:
         found = ", ".join(f"{code} (seed {seed})" for code, seed in codes.items())
         raise UserError(

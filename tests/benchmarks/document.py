@@ -232,7 +232,7 @@ def _memory_rows(results: Results) -> list[str]:
     return rows
 
 
-def _ranged(spread: dict[str, float], form: str, unit: str = "") -> str:
+def _ranged(spread: Mapping[str, float], form: str, unit: str = "") -> str:
     low, median, high = (format(spread[key], form) for key in ("low", "median", "high"))
     return f"{median}{unit} ({low} to {high})"
 
@@ -258,7 +258,7 @@ def _reward_rows(results: Results) -> list[str]:
 
 
 def _rate_row(words: str, rate: Mapping[str, float], *, asked: bool) -> str:
-    figure = f"{rate['median']:,.0f} ({rate['low']:,.0f} to {rate['high']:,.0f})"
+    figure = _ranged(rate, ",.0f")
     bound = f"at least {_LEAST_RATE:,}" if asked else ""
     return _row(f"{words}, completions a second and core", figure, asked=bound, met=rate["median"] >= _LEAST_RATE)
 
@@ -309,7 +309,7 @@ def _gpu(results: Results) -> str:
 
 
 def _spread(value: Mapping[str, float]) -> str:
-    return f"{value['median']:.2f}x ({value['low']:.2f} to {value['high']:.2f})"
+    return _ranged(value, ".2f", "x")
 
 
 def main() -> None:

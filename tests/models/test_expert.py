@@ -28,6 +28,7 @@ def test_a_loaded_expert_embeds_as_the_saved_one(clip, expert, tmp_path):
     _save(clip, tmp_path)
     artifacts.write_json(tmp_path / GATE_FILE, gate_of(masked=["Edema"]))
     loaded = Expert.load(tmp_path)
+    loaded.require_fit(tmp_path)
     assert torch.allclose(loaded.embed_images(_images(3)), expert.embed_images(_images(3)))
     assert torch.allclose(loaded.embed_texts(["No edema."]), expert.embed_texts(["No edema."]), atol=1e-6)
     assert loaded.gate["measured"]
@@ -161,10 +162,6 @@ def test_an_expert_whose_embeddings_are_no_numbers_is_refused(clip, expert, part
     broken = Expert(model, *rest, gate={})
     with pytest.raises(IntegrityError, match="embeddings hold a NaN or an infinity"):
         broken.paper_similarity(broken.embed_images(_images(1)), ["No edema."])
-
-
-def test_parts_of_one_model_fit(expert, tmp_path):
-    expert.require_fit(tmp_path)
 
 
 @pytest.mark.parametrize("part", ["image processor", "tokenizer"])

@@ -28,7 +28,19 @@ from safetensors.torch import load_file
 from scipy import stats
 from tiny_llava import gate_of
 
-from pipelines.experiments import analysis, arms, collect, command, document, headline, ledger, results, run, wording
+from pipelines.experiments import (
+    analysis,
+    arms,
+    collect,
+    command,
+    document,
+    groups,
+    headline,
+    ledger,
+    results,
+    run,
+    wording,
+)
 from pipelines.experiments.analysis import Table
 from pipelines.experiments.arms import ARMS, REWARDED, SUPERVISED, Schedule, Seed
 from pipelines.experiments.curve import BIASES, leanings
@@ -323,7 +335,7 @@ def test_every_ablation_has_its_figure(collected, two_seeds_are_all):
     seal(collected)
     (collected / "similarity.svg").write_text("of an older page")
     page = document.write(collected).read_text()
-    for group in document._GROUPS:
+    for group in groups.GROUPS:
         drawn = (collected / f"{group.file}.svg").read_text()
         part = page.partition(f"## {group.title}\n")[2].partition("\n## ")[0]
         assert all(f"{ARMS[name].title} (2 seeds)" in drawn for name in (*group.ground, *group.own))
@@ -332,7 +344,7 @@ def test_every_ablation_has_its_figure(collected, two_seeds_are_all):
         assert references == [ARMS[name].title for name in (group.ground[0], group.also) if name]
         second = part.rpartition("| minus ")[2]
         assert all(f"\n| {ARMS[name].title} | 2 |" in second for name in group.own if name != group.also)
-    assert {name for group in document._GROUPS for name in (*group.ground, *group.own)} == set(ARMS)
+    assert {name for group in groups.GROUPS for name in (*group.ground, *group.own)} == set(ARMS)
     for seed in (1, 5):
         (collected / f"paper-{seed}.npz").unlink()
         change_facts(collected, seed, lambda facts: facts["arms"].pop("paper"))

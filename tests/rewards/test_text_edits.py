@@ -1,7 +1,7 @@
 """Stage 1's rewards on many reports, each against edits that make it worse: the true report scores above them all."""
 
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import pytest
 from report_edits import (
@@ -50,15 +50,16 @@ LEAST_SEEN = {
 
 def preferred(rewards: tuple[TextReward, ...], pairs: list[tuple[str, str]]) -> list[tuple[str, str]]:
     """Return the pairs whose edited report scores no lower than the true one by the rewards' weighted sum."""
-    functions, weights = build(rewards)
-    references = [report for report, _ in pairs]
-
-    def scores(candidates: list[str]) -> list[float]:
-        each = [function(candidates, references) for function in functions]
-        return [sum(map(operator.mul, weights, values)) for values in zip(*each, strict=True)]
-
-    both = zip(pairs, scores(references), scores([edited for _, edited in pairs]), strict=True)
+    references, edited = zip(*pairs, strict=True)
+    both = zip(pairs, totals(rewards, references, references), totals(rewards, edited, references), strict=True)
     return [pair for pair, true, edited in both if not true > edited]
+
+
+def totals(rewards: tuple[TextReward, ...], candidates: Sequence[str], references: Sequence[str]) -> list[float]:
+    """Return the rewards' weighted sum of each candidate."""
+    functions, weights = build(rewards)
+    each = [function(candidates, references) for function in functions]
+    return [sum(map(operator.mul, weights, values)) for values in zip(*each, strict=True)]
 
 
 def test_a_claim_asserts_its_finding():
@@ -97,14 +98,8 @@ def test_what_is_right_in_other_words_is_better_than_a_copy_with_one_error(wrong
     edits = [(report, other, wrong(report, [], number)) for number, (report, other) in enumerate(in_other_words())]
     edits = [(report, other, edited) for report, other, edited in edits if edited != report]
     assert len(edits) >= LEAST
-    functions, weights = build(rewards())
-
-    def total(candidates: tuple[str, ...], references: tuple[str, ...]) -> list[float]:
-        each = [function(candidates, references) for function in functions]
-        return [sum(map(operator.mul, weights, values)) for values in zip(*each, strict=True)]
-
     reports, others, edited = zip(*edits, strict=True)
-    scores = zip(edits, total(others, reports), total(edited, reports), strict=True)
+    scores = zip(edits, totals(rewards(), others, reports), totals(rewards(), edited, reports), strict=True)
     assert [edit for edit, right, copied in scores if not right > copied] == []
 
 
